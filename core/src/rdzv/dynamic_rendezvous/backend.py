@@ -1,0 +1,178 @@
+"""What a backend must offer, and what it may offer beyond that."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["RendezvousBackend", "Session", "SessionBackend", "Swap", "Token"]
+
+Token = Any
+"""An opaque fencing token: it names one version of the shared state."""
+
+MAX_STATE_BYTES = 1 << 20
+"""Nothing larger than this is parsed, whatever a store holds (bytes)."""
+
+
+class RendezvousBackend(ABC):
+    """Holds the shared state of one run behind a compare-and-set.
+
+    This is torch's own interface: a backend written for torch runs under rdzv
+    as it is, and the other way round. A backend that offers no more than this
+    is served with the roster inside the state (see ``roster.py``), which is
+    meant for tens of nodes.
+    """
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The name of the backend."""
+
+    @abstractmethod
+    def get_state(self) -> tuple[bytes, Token] | None:
+        """Read the state.
+
+        Returns:
+            The state and its fencing token, or ``None`` where there is none yet.
+
+        Raises:
+            RendezvousConnectionError: The backend cannot be reached.
+            RendezvousStateError: What the backend holds is not a state.
+        """
+
+    @abstractmethod
+    def set_state(
+        self, state: bytes, token: Token | None = None
+    ) -> tuple[bytes, Token, bool] | None:
+        """Write the state if it is still the one that ``token`` names.
+
+        Args:
+            state: The new state.
+            token: The token of the state to replace; ``None`` creates the state
+                only where there is none.
+
+        Returns:
+            The state that is stored now, its token, and whether it was this
+            call that stored it; ``None`` where nothing is stored.
+
+        Raises:
+            RendezvousConnectionError: The backend cannot be reached; whether
+                the write took effect is unknown.
+            RendezvousStateError: What the backend holds is not a state.
+        """
+
+
+@dataclass(frozen=True)
+class Swap:
+    """The outcome of one compare-and-set: who won, and what is stored now."""
+
+    won: bool
+    document: bytes
+    token: Token
+
+
+class Session(ABC):
+    """One connection to the shared state of one run, used by one thread at a time.
+
+    The document is the run's small shared state. The *roster* is a log that
+    only grows: each arrival, return and departure of a node is one record under
+    the next ticket. Both are kept apart from the nodes' beats, so that a sign of
+    life never contends with an arrival. All but :meth:`read`, :meth:`swap` and
+    :meth:`wait` work below the epoch given to :meth:`attach`.
+
+    Every method raises ``RendezvousConnectionError`` where the store cannot be
+    reached (the outcome of a write is then unknown) and ``RendezvousStateError``
+    where it holds what cannot be. Bytes are handed back as they were read.
+    """
+
+    @abstractmethod
+    def read(self, known: Token | None) -> tuple[bytes, Token] | None:
+        """The document and its token, or ``None`` where there is none.
+
+        ``known`` is the newest token that the caller has seen: what is returned
+        is not older, and newer where there is a newer one.
+        """
+
+    @abstractmethod
+    def swap(self, document: bytes, token: Token | None) -> Swap:
+        """Replace the document named by ``token`` (``None``: create it), atomically.
+
+        Exactly one of several writers with one token is told that it won.
+        """
+
+    @abstractmethod
+    def wait(self, token: Token, timeout: float) -> None:
+        """Return once the document may differ from ``token``, or after ``timeout`` seconds.
+
+        A hint: whoever waits reads afterwards.
+        """
+
+    @abstractmethod
+    def attach(self, epoch: str) -> None:
+        """Work below ``epoch`` from now on, a random name of this life of the run."""
+
+    @abstractmethod
+    def enter(self, record: bytes) -> int:
+        """Append ``record`` to the roster; returns its ticket (1, 2, 3, …)."""
+
+    @abstractmethod
+    def records(self, after: int) -> list[tuple[int, bytes | None]]:
+        """All records with a ticket above ``after``, in order.
+
+        ``None`` stands for a ticket that was given out and whose record has not
+        come. A record that was buried or forgotten is ``b"-"``.
+        """
+
+    @abstractmethod
+    def wait_records(self, after: int, count: int, timeout: float) -> None:
+        """Return once ticket ``after + count`` has a record, or after ``timeout`` seconds."""
+
+    @abstractmethod
+    def bury(self, ticket: int) -> None:
+        """Fill the hole at ``ticket``, so that a record that comes late is refused."""
+
+    @abstractmethod
+    def beat(self, node: str) -> None:
+        """Give a sign of life of ``node``."""
+
+    @abstractmethod
+    def beats(self, nodes: Sequence[str]) -> Mapping[str, int]:
+        """A number for each of ``nodes`` that changes with every beat (0 where none came)."""
+
+    @abstractmethod
+    def publish(self, nonce: str, pieces: Mapping[str, bytes]) -> None:
+        """Store ``pieces`` under ``nonce``, in effect before any later :meth:`swap` here."""
+
+    @abstractmethod
+    def fetch(self, nonce: str, names: Sequence[str]) -> list[bytes | None]:
+        """The pieces published under ``nonce``, ``None`` for one that is not there."""
+
+    @abstractmethod
+    def forget(self, after: int, upto: int, nonce: str, names: Sequence[str]) -> None:
+        """Free the records in ``(after, upto]`` and the pieces ``names`` of ``nonce``.
+
+        A forgotten ticket must still refuse a record that comes late.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connection. Never raises, may be called from any thread."""
+
+
+class SessionBackend(RendezvousBackend):
+    """A backend that keeps roster, beats and document apart, and so serves thousands."""
+
+    @abstractmethod
+    def open_session(self) -> Session:
+        """Open an independent connection to this run.
+
+        Raises:
+            RendezvousConnectionError: The store cannot be reached.
+        """
+
+    @property
+    def is_host(self) -> bool:
+        """Whether this process hosts the store, so that its end is everybody's."""
+        return False

@@ -1,0 +1,183 @@
+"""The wire format: the document, the roster's records and the pieces of an assignment.
+
+Everything is JSON with a schema version, decoded into typed records and checked
+before anything looks at it. Nothing that was read is ever executed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+from ..errors import RendezvousStateError
+from .backend import MAX_STATE_BYTES
+
+__all__ = [
+    "SCHEMA",
+    "Assigned",
+    "Change",
+    "Document",
+    "Leader",
+    "Master",
+    "Member",
+    "Record",
+    "decode",
+    "encode",
+]
+
+SCHEMA = 1
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Nodes = Annotated[int, msgspec.Meta(ge=1, le=10**6)]
+Name = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[0-9a-zA-Z_-]*$")]
+Address = Annotated[str, msgspec.Meta(max_length=255)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400.0)]
+Rank = Annotated[int, msgspec.Meta(ge=-1, le=10**6)]
+
+
+class Leader(msgspec.Struct, frozen=True):
+    """The node that closes rounds. ``interval`` is the longest time between two of its beats."""
+
+    node: Name
+    interval: Seconds
+    rank: Rank = -1
+    """Its rank in the completed round; those who follow it look at its beat most often."""
+
+
+class Master(msgspec.Struct, frozen=True):
+    """Where rank 0 has opened the store of the workers for this round."""
+
+    host: Address
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
+
+
+class Change(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why the completed round has to be formed anew: how many nodes did what."""
+
+    arrived: Count = 0
+    returned: Count = 0
+    left: Count = 0
+    lost: Count = 0
+
+
+class Document(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The shared state of a run. Its size does not depend on the number of nodes."""
+
+    schema: Annotated[int, msgspec.Meta(ge=1)]
+    epoch: Name
+    """A random name of this life of the run: a store that lost its memory has another."""
+    version: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+    write: Name
+    """A random name of this very write, so that a writer recognises its own."""
+    min_nodes: Nodes
+    max_nodes: Nodes
+    leader: Leader | None = None
+    round: Count = 0
+    """The last completed round; 0 where none has completed yet."""
+    nonce: Name = ""
+    """The name under which this round's assignment is published."""
+    size: Count = 0
+    upto: Count = 0
+    """The roster's records up to this ticket are contained in what the nonce names."""
+    chunks: Annotated[int, msgspec.Meta(ge=0, le=10**4)] = 0
+    gone: Count = 0
+    """How many participants of the round before had been lost or had left when this completed."""
+    master: Master | None = None
+    change: Change | None = None
+    closed: bool = False
+
+    @property
+    def full(self) -> bool:
+        """Whether the completed round stands and has no room."""
+        return self.round > 0 and self.change is None and self.size >= self.max_nodes
+
+
+class Record(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of the roster: a node arrived, came back, or left."""
+
+    kind: Literal["enter", "leave"]
+    node: Name
+    """The node's incarnation: random, never used again."""
+    addr: Address
+    pid: Count
+    local_id: Count
+    interval: Seconds
+    """The longest time between two of its beats while nothing is wrong."""
+    id: Name
+    """A random name of this record, so that a writer recognises its own."""
+    round: Count = 0
+    rank: Rank = -1
+
+    def __str__(self) -> str:
+        return f"{self.addr}_{self.pid}_{self.local_id}"
+
+
+class Member(msgspec.Struct, frozen=True, array_like=True):
+    """One node of the roster as a leader hands it on: a participant, or one that waits (-1)."""
+
+    ticket: Count
+    rank: Rank
+    record: Record
+
+
+class Assigned(msgspec.Struct, frozen=True):
+    """What one node finds under its ticket once a round has completed."""
+
+    node: Name
+    rank: Annotated[int, msgspec.Meta(ge=0, le=10**6)]
+
+
+class _Schema(msgspec.Struct, frozen=True):
+    schema: int
+
+
+T = TypeVar("T")
+
+
+def encode(value: object) -> bytes:
+    """Encode a record as JSON."""
+    return msgspec.json.encode(value)
+
+
+def decode(kind: type[T], data: bytes, where: str) -> T:
+    """Decode what a store held.
+
+    Args:
+        kind: The record type, or a list of it.
+        data: The bytes that were read.
+        where: What they are, for the error.
+
+    Raises:
+        RendezvousStateError: The bytes are something else, or too many.
+    """
+    if len(data) > MAX_STATE_BYTES:
+        raise RendezvousStateError(
+            f"{where} holds {len(data)} bytes, more than the {MAX_STATE_BYTES} that rdzv reads. "
+            "Something else has written there; use another run id."
+        )
+    try:
+        if kind is Document:
+            _check_schema(data, where)
+        value = msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        shown = data[:40]
+        raise RendezvousStateError(
+            f"{where} does not hold what rdzv writes there ({exc}); it begins with {shown!r}. "
+            "Another program, or torch's own backend, may be using the same run id; use another."
+        ) from exc
+    if isinstance(value, Document) and value.min_nodes > value.max_nodes:
+        raise RendezvousStateError(
+            f"{where} has min_nodes {value.min_nodes} above max_nodes {value.max_nodes}."
+        )
+    return value
+
+
+def _check_schema(data: bytes, where: str) -> None:
+    # A newer version may have changed any other field: look at this one alone first.
+    found = msgspec.json.decode(data, type=_Schema).schema
+    if found > SCHEMA:
+        raise RendezvousStateError(
+            f"{where} was written by a newer rdzv (schema {found}, this one reads up to "
+            f"{SCHEMA}). Install the same version of rdzv on every node of the run."
+        )

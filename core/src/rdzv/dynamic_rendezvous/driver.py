@@ -1,0 +1,528 @@
+"""Carries the machine's decisions out: threads, connections, deadlines and clocks.
+
+Three threads a node, none of them the caller's, so that a call that hangs in a
+store is left behind and every caller returns by its deadline:
+
+- *ops* takes the callers' commands, beats, and looks at others' beats;
+- *watch* waits for the document to change;
+- *lead*, while this node leads, waits for arrivals.
+
+Each has a session of its own. One lock makes the machine see one thing at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+from ..errors import RendezvousConnectionError, RendezvousError, StoreGoneError
+from .backend import Session
+from .document import Assigned, Document, Master, Member, Record, decode, encode
+from .leadership import Roster, Standing
+from .machine import Machine, Phase
+from .messages import (
+    Action,
+    Attach,
+    Beat,
+    BeatsRead,
+    Bury,
+    DocumentRead,
+    Enter,
+    Entered,
+    Forget,
+    Interrupted,
+    Joined,
+    Latched,
+    LogRead,
+    MasterOpened,
+    OpenMaster,
+    PieceRead,
+    Publish,
+    Read,
+    ReadBeats,
+    ReadLog,
+    ReadPiece,
+    ReadRoster,
+    RosterRead,
+    Stimulus,
+    SwapDocument,
+    Swapped,
+    Tick,
+    TookOver,
+)
+
+__all__ = ["Driver"]
+
+log = logging.getLogger(__name__)
+
+_LONG = 3600.0
+"""Seconds after which a wait is begun again. It is only ever a hint: the machine re-reads by itself."""
+
+_BURST = 0.002
+"""Seconds to let a burst of arrivals gather before the roster is read."""
+
+_RETRY = (0.05, 1.0)
+"""Seconds between attempts to connect again: the first, and the longest."""
+
+_BURIED = b"-"
+
+A = TypeVar("A")
+
+
+class Driver:
+    """Runs one :class:`Machine` against one backend.
+
+    Args:
+        machine: The machine.
+        open_session: Opens an independent connection.
+        open_master: Opens a store for the workers of a round; returns its
+            address and what keeps it open.
+        patience: How long the store may be out of reach before calls fail (seconds).
+        notify: Is told of every action that has no effect on the store; must
+            neither raise nor block.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        open_session: Callable[[], Session],
+        open_master: Callable[[], tuple[Master, object]],
+        patience: float,
+        notify: Callable[[Action], None],
+    ) -> None:
+        self.machine = machine
+        self.error: RendezvousError | None = None
+        self._open_session = open_session
+        self._open_master = open_master
+        self._patience = patience
+        self._notify = notify
+        self._deciding = threading.Lock()
+        """Held while the machine decides and what it decided is carried out."""
+        self._changed = threading.Lock()
+        """Guards all below."""
+        self._waiters: list[tuple[threading.Condition, Callable[[], bool]]] = []
+        self._commands: deque[Stimulus | Callable[[Session], None]] = deque()
+        self._outcomes: dict[type[Action], Action] = {}
+        self._stopped = False
+        self._sessions: set[Session] = set()
+        self._masters: dict[Master, object] = {}
+        self._master: object = None
+        self._in_touch = time.monotonic()
+        self._busy = False
+
+    def start(self) -> None:
+        """Connect and wait for commands. Connections are opened early, for some are slow to open."""
+        for run in (self._run_ops, self._run_watch, self._run_lead):
+            threading.Thread(target=run, name=f"rdzv-{run.__name__[5:]}", daemon=True).start()
+
+    # ------------------------------------------------------------ callers
+
+    def submit(self, command: Stimulus | Callable[[Session], None]) -> None:
+        """Have the ops thread take a stimulus to the machine, or run a function."""
+        with self._changed:
+            self._commands.append(command)
+            self._wake()
+
+    def forget(self, *kinds: type[A]) -> None:
+        """Forget earlier outcomes of these kinds."""
+        with self._changed:
+            for kind in kinds:
+                self._outcomes.pop(kind, None)  # type: ignore[call-overload]
+
+    def outcome(self, kind: type[A]) -> A | None:
+        """The last action of this kind since it was forgotten."""
+        found = self._outcomes.get(kind)  # type: ignore[call-overload]
+        return found if isinstance(found, kind) else None
+
+    def wait(self, happened: Callable[[], bool], deadline: Callable[[], float | None]) -> bool:
+        """Wait until something has happened or the driver has failed.
+
+        Args:
+            happened: Asked whenever something may have.
+            deadline: The time to give up (monotonic clock), asked as often;
+                ``None`` for never.
+
+        Returns:
+            Whether it has happened.
+        """
+        seen = [self.machine.phase]
+
+        def ready() -> bool:
+            # A spare's deadline is another one.
+            return happened() or self.error is not None or self.machine.phase is not seen[0]
+
+        while not happened() and self.error is None:
+            seen[0] = self.machine.phase
+            until = deadline()
+            left = None if until is None else until - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            self._block(ready, left)
+        return happened()
+
+    def _block(self, ready: Callable[[], bool], seconds: float | None) -> None:
+        """Wait until ``ready``, for ``seconds`` at most. Whoever changes something asks it."""
+        with self._changed:
+            if ready():
+                return
+            condition = threading.Condition(self._changed)
+            waiter = (condition, ready)
+            self._waiters.append(waiter)
+            try:
+                condition.wait(seconds)
+            finally:
+                self._waiters.remove(waiter)
+
+    def _wake(self) -> None:
+        """Wake those, and only those, who have something to do now."""
+        for condition, ready in self._waiters:
+            if ready():
+                condition.notify()
+
+    def check(self) -> None:
+        """Raise what has made this driver fail, or that the store has not answered for long."""
+        if self.error is not None:
+            error = self.error
+            raise type(error)(*error.args) from error
+        silent = time.monotonic() - self._in_touch
+        if self._busy and silent > self._patience:
+            raise RendezvousConnectionError(
+                f"The store has not answered for {silent:.0f} s (patience={self._patience:g})."
+            )
+
+    def stop(self) -> None:
+        """Stop beating and watching. Never blocks."""
+        with self._changed:
+            self._stopped = True
+            sessions = list(self._sessions)
+            self._wake()
+        for session in sessions:
+            session.close()
+        self._masters.clear()
+        self._master = None
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped
+
+    # ------------------------------------------------------------ threads
+
+    def _run_ops(self) -> None:
+        self._guard(self._ops, lambda: True)
+
+    def _run_watch(self) -> None:
+        self._guard(self._watch, lambda: True)
+
+    def _run_lead(self) -> None:
+        self._guard(self._lead, self._leads)
+
+    def _leads(self) -> bool:
+        return self.machine.leading is not None and not self.machine.closed
+
+    def _guard(self, body: Callable[[Session], None], needed: Callable[[], bool]) -> None:
+        """Once ``needed``, run ``body`` with a session; with another where the connection breaks."""
+        broken_at: float | None = None
+        pause = _RETRY[0]
+        while self._await(needed):
+            session = None
+            try:
+                session = self._connect()
+                if broken_at is not None:
+                    self._step(session, Interrupted())
+                    log.info("The connection to the store is back.")
+                broken_at, pause = None, _RETRY[0]
+                body(session)
+            except StoreGoneError as exc:
+                self._fail(exc)
+            except RendezvousConnectionError as exc:
+                now = time.monotonic()
+                broken_at = now if broken_at is None else broken_at
+                if now - broken_at >= self._patience:
+                    self._fail(exc)
+                else:
+                    if not self._stopped and pause == _RETRY[0]:
+                        log.warning("The connection to the store broke, connecting again: %s", exc)
+                    self._block(lambda: self._stopped, pause)
+                    pause = min(2 * pause, _RETRY[1])
+            except RendezvousError as exc:
+                self._fail(exc)
+            except Exception as exc:  # A bug of ours or of a plugin: callers must learn of it.
+                log.exception("The rendezvous failed.")
+                failure = RendezvousError(f"The rendezvous failed: {type(exc).__name__}: {exc}")
+                failure.__cause__ = exc
+                self._fail(failure)
+            finally:
+                if session is not None:
+                    self._disconnect(session)
+
+    def _connect(self) -> Session:
+        session = self._open_session()
+        document = self.machine.document
+        if document is not None:
+            session.attach(document.epoch)
+        with self._changed:
+            self._sessions.add(session)
+            if self._stopped:
+                session.close()
+        return session
+
+    def _disconnect(self, session: Session) -> None:
+        with self._changed:
+            self._sessions.discard(session)
+        session.close()
+
+    def _fail(self, error: RendezvousError) -> None:
+        with self._changed:
+            if self.error is None and not self._stopped:
+                self.error = error
+            self._stopped = True
+            self._wake()
+
+    def _ops(self, session: Session) -> None:
+        waiting_for = [0.0]
+
+        def ready() -> bool:
+            due = self.machine.due()
+            return (
+                self._stopped or bool(self._commands) or (due is not None and due < waiting_for[0])
+            )
+
+        while not self._stopped:
+            due = self.machine.due()
+            waiting_for[0] = math.inf if due is None else due
+            self._block(ready, None if due is None else max(0.0, due - time.monotonic()))
+            # Where the connection breaks, the machine knows by its phase what was begun.
+            command = self._commands.popleft() if self._commands else Tick()
+            if callable(command):
+                command(session)
+                self._tell()
+            elif not self._stopped:
+                self._step(session, command)
+
+    def _watch(self, session: Session) -> None:
+        while self._await(lambda: self.machine.document is not None):
+            document = self.machine.document
+            if document is None:
+                continue
+            session.attach(document.epoch)
+            token = self.machine.token
+            session.wait(token, _LONG)
+            with self._deciding:
+                # The ops thread may have read or written that very change.
+                if self.machine.token == token and not self._stopped:
+                    self._carry_out(session, [Read()])
+            self._tell()
+
+    def _lead(self, session: Session) -> None:
+        while self._await(self._leads):
+            leading, document = self.machine.leading, self.machine.document
+            if leading is None or document is None:
+                continue
+            session.attach(document.epoch)
+            after, expected = leading.roster.seen, leading.expected(document)
+            session.wait_records(after, 1, _LONG)
+            if expected > 1:
+                session.wait_records(after, expected, _BURST)
+            with self._deciding:
+                if self.machine.leading is leading and not self._stopped:
+                    self._carry_out(session, [ReadLog(leading.roster.complete_upto)])
+            self._tell()
+
+    def _await(self, ready: Callable[[], bool]) -> bool:
+        self._block(lambda: self._stopped or ready(), None)
+        return not self._stopped
+
+    # ------------------------------------------------------------ doing
+
+    def _step(self, session: Session, stimulus: Stimulus) -> None:
+        with self._deciding:
+            self._carry_out(session, self._on(stimulus))
+        self._tell()
+
+    def _tell(self) -> None:
+        with self._changed:
+            self._wake()
+
+    def _on(self, stimulus: Stimulus) -> list[Action]:
+        return self.machine.on(stimulus, time.monotonic())
+
+    def _carry_out(self, session: Session, actions: list[Action]) -> None:
+        """Do ``actions`` in order; what an answer leads to comes before what is left."""
+        left = list(reversed(actions))
+        while left:
+            answer = self._do(session, left.pop())
+            if answer is not None:
+                left.extend(reversed(self._on(answer)))
+
+    def _do(self, session: Session, action: Action) -> Stimulus | None:
+        perform = _PERFORM.get(type(action))
+        if perform is None:
+            self._report(action)
+            return None
+        self._busy = True
+        answer: Stimulus | None = perform(session, action, self.machine)
+        self._in_touch = time.monotonic()
+        self._busy = False
+        return answer
+
+    def _report(self, action: Action) -> None:
+        if isinstance(action, OpenMaster):
+            threading.Thread(target=self._prepare_master, name="rdzv-master", daemon=True).start()
+            return
+        with self._changed:
+            if isinstance(action, Joined) and action.rank == 0:
+                self._master = self._masters.pop(action.master, None)
+            elif isinstance(action, Joined):
+                self._master = None
+            self._outcomes[type(action)] = action
+            self._wake()
+        if isinstance(action, TookOver | Latched):
+            log.debug("%s: %s", self.machine.phase.name, action)
+        self._notify(action)
+
+    def _prepare_master(self) -> None:
+        try:
+            master, keep = self._open_master()
+        except Exception as exc:  # Whatever keeps rank 0 from opening a store ends its call.
+            failure = RendezvousConnectionError(f"This node cannot open a store for workers: {exc}")
+            failure.__cause__ = exc
+            self._fail(failure)
+            return
+        with self._changed:
+            self._masters[master] = keep
+        self.submit(MasterOpened(master))
+
+    # ------------------------------------------------------------ looking
+
+    def look(self, session: Session, stimulus: Stimulus) -> None:
+        """Take one stimulus to the machine at once, from a function given to :meth:`submit`."""
+        self._step(session, stimulus)
+
+    def describe(self, session: Session) -> Roster:
+        """The roster as it is now, read afresh."""
+        document = self.machine.document
+        roster = Roster()
+        if document is None:
+            return roster
+        if document.round:
+            read = _read_roster(session, ReadRoster(document.nonce, document.chunks), self.machine)
+            roster.load(read.members or (), document.upto)
+        for ticket, record in _read_log(session, ReadLog(document.upto), self.machine).lines:
+            if isinstance(record, bool):
+                roster.fill(ticket)
+            else:
+                roster.fold(ticket, record, 0.0)
+        return roster
+
+    def others(self, session: Session) -> dict[str, int]:
+        """The beat counters of all other nodes that have not left."""
+        roster = self.describe(session)
+        nodes = [entry.node for entry in roster.entries.values()]
+        gone = {entry.node for entry in roster.those(Standing.LEFT)}
+        mine = self.machine.node
+        return dict(session.beats([node for node in nodes if node != mine and node not in gone]))
+
+
+# ---------------------------------------------------------------- one function an action
+
+
+def _decode_document(data: bytes, token: object) -> Document:
+    return decode(Document, data, f"The document of the run (version {token})")
+
+
+def _read(session: Session, action: Read, machine: Machine) -> Stimulus:
+    found = session.read(machine.token)
+    if found is None:
+        return DocumentRead(None, None)
+    return DocumentRead(_decode_document(*found), found[1])
+
+
+def _swap(session: Session, action: SwapDocument, machine: Machine) -> Stimulus:
+    swap = session.swap(encode(action.document), action.token)
+    return Swapped(swap.won, _decode_document(swap.document, swap.token), swap.token)
+
+
+def _attach(session: Session, action: Attach, machine: Machine) -> None:
+    session.attach(action.epoch)
+
+
+def _enter(session: Session, action: Enter, machine: Machine) -> Stimulus:
+    return Entered(session.enter(encode(action.record)), action.record)
+
+
+def _read_piece(session: Session, action: ReadPiece, machine: Machine) -> Stimulus:
+    (data,) = session.fetch(action.nonce, [str(action.ticket)])
+    assigned = None
+    if data is not None:
+        assigned = decode(Assigned, data, f"The rank for ticket {action.ticket}")
+    return PieceRead(action.nonce, assigned)
+
+
+def _chunk(number: int) -> str:
+    return f"roster-{number}"
+
+
+def _read_roster(session: Session, action: ReadRoster, machine: Machine) -> RosterRead:
+    chunks = session.fetch(action.nonce, [_chunk(n) for n in range(action.chunks)])
+    members: list[Member] = []
+    for number, data in enumerate(chunks):
+        if data is None:
+            return RosterRead(action.nonce, None)
+        members += decode(list[Member], data, f"Piece {number} of the roster")
+    return RosterRead(action.nonce, members)
+
+
+def _read_log(session: Session, action: ReadLog, machine: Machine) -> LogRead:
+    lines: list[tuple[int, Record | None | bool]] = []
+    for ticket, data in session.records(action.after):
+        if data is None:
+            lines.append((ticket, None))
+        elif data == _BURIED:
+            lines.append((ticket, False))
+        else:
+            lines.append((ticket, decode(Record, data, f"The roster's record {ticket}")))
+    return LogRead(lines)
+
+
+def _read_beats(session: Session, action: ReadBeats, machine: Machine) -> Stimulus:
+    return BeatsRead(session.beats(action.nodes))
+
+
+def _beat(session: Session, action: Beat, machine: Machine) -> None:
+    session.beat(machine.node)
+
+
+def _publish(session: Session, action: Publish, machine: Machine) -> None:
+    pieces = {str(ticket): encode(assigned) for ticket, assigned in action.assigned.items()}
+    pieces |= {_chunk(n): encode(members) for n, members in enumerate(action.chunks)}
+    session.publish(action.nonce, pieces)
+
+
+def _bury(session: Session, action: Bury, machine: Machine) -> None:
+    session.bury(action.ticket)
+
+
+def _forget(session: Session, action: Forget, machine: Machine) -> None:
+    names = [str(ticket) for ticket in action.tickets] + [_chunk(n) for n in range(action.chunks)]
+    session.forget(action.after, action.upto, action.nonce, names)
+
+
+_PERFORM: dict[type[Action], Callable[..., Stimulus | None]] = {
+    Read: _read,
+    SwapDocument: _swap,
+    Attach: _attach,
+    Enter: _enter,
+    ReadPiece: _read_piece,
+    ReadRoster: _read_roster,
+    ReadLog: _read_log,
+    ReadBeats: _read_beats,
+    Beat: _beat,
+    Publish: _publish,
+    Bury: _bury,
+    Forget: _forget,
+}

@@ -1,0 +1,777 @@
+"""The handler that torch's agents and launchers call, over any backend."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import os
+import random
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, ClassVar
+
+from .. import events
+from ..api import RendezvousHandler, RendezvousInfo, RendezvousParameters, RendezvousStoreInfo
+from ..endpoint import default_address
+from ..errors import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousError,
+    RendezvousGracefulExitError,
+    RendezvousTimeoutError,
+)
+from .backend import RendezvousBackend, Session, SessionBackend
+from .document import Record
+from .driver import Driver
+from .leader import Settings
+from .leadership import Roster, Standing
+from .liveness import Silence
+from .machine import Machine, Phase
+from .master import open_master
+from .messages import (
+    Action,
+    Close,
+    Departed,
+    Join,
+    Joined,
+    Latched,
+    Leave,
+    Look,
+    Lost,
+    Refusal,
+    Refused,
+    TookOver,
+    Withdraw,
+    Withdrawn,
+)
+from .roster import DocumentSession
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+__all__ = [
+    "DynamicRendezvousHandler",
+    "RendezvousSettings",
+    "RendezvousTimeout",
+    "create_handler",
+]
+
+log = logging.getLogger(__name__)
+
+_GRACE = 1.5
+"""Seconds beyond a call's deadline in which it still tries to leave things tidy."""
+
+_OPEN_LINGER = 5.0
+"""Seconds that the store's host stays for the others when it leaves a run that is not closed."""
+
+
+class RendezvousTimeout:
+    """How long the parts of a rendezvous may take.
+
+    Args:
+        join: Within which a round has to complete (600 s by default).
+        last_call: How long to wait for more nodes once ``min_nodes`` are here (30 s).
+        close: Within which the run has to be closed (30 s).
+        heartbeat: Within which a sign of life has to be taken by the store (5 s).
+            Kept for torch's callers: here a beat has no deadline of its own, see
+            ``patience``.
+
+    Raises:
+        ValueError: A time is not positive.
+    """
+
+    _DEFAULTS: ClassVar[dict[str, timedelta]] = {
+        "join": timedelta(seconds=600),
+        "last_call": timedelta(seconds=30),
+        "close": timedelta(seconds=30),
+        "heartbeat": timedelta(seconds=5),
+    }
+
+    def __init__(
+        self,
+        join: timedelta | None = None,
+        last_call: timedelta | None = None,
+        close: timedelta | None = None,
+        heartbeat: timedelta | None = None,
+    ) -> None:
+        self._join = self._checked("join", join)
+        self._last_call = self._checked("last_call", last_call)
+        self._close = self._checked("close", close)
+        self._heartbeat = self._checked("heartbeat", heartbeat)
+
+    @classmethod
+    def _checked(cls, name: str, value: timedelta | None) -> timedelta:
+        if value is None:
+            return cls._DEFAULTS[name]
+        if value <= timedelta(0):
+            raise ValueError(
+                f"The {name} timeout is {value.total_seconds():g} s; it must be positive."
+            )
+        return value
+
+    @property
+    def join(self) -> timedelta:
+        """Within which a round has to complete."""
+        return self._join
+
+    @property
+    def last_call(self) -> timedelta:
+        """How long to wait for more nodes once ``min_nodes`` are here."""
+        return self._last_call
+
+    @property
+    def close(self) -> timedelta:
+        """Within which the run has to be closed."""
+        return self._close
+
+    @property
+    def heartbeat(self) -> timedelta:
+        """Within which a sign of life has to be taken by the store."""
+        return self._heartbeat
+
+
+@dataclass(repr=False, eq=False, frozen=True)
+class RendezvousSettings:
+    """What a handler was made with.
+
+    Attributes:
+        run_id: The run.
+        min_nodes: The fewest nodes of a round.
+        max_nodes: The most nodes of a round.
+        timeout: How long the parts of a rendezvous may take.
+        keep_alive_interval: The time between two signs of life.
+        keep_alive_max_attempt: How many of them in a row have to be missed before
+            a node counts as lost.
+    """
+
+    run_id: str
+    min_nodes: int
+    max_nodes: int
+    timeout: RendezvousTimeout
+    keep_alive_interval: timedelta
+    keep_alive_max_attempt: int
+
+
+class DynamicRendezvousHandler(RendezvousHandler):
+    """Forms rounds among the nodes of a run, over any backend.
+
+    Made by :meth:`from_backend` or :func:`create_handler`. One thread at a time
+    may be in :meth:`next_rendezvous`; the other methods may be called from any.
+    """
+
+    _local_ids: ClassVar[itertools.count[int]] = itertools.count()
+
+    @classmethod
+    def from_backend(
+        cls,
+        run_id: str,
+        store: Store,
+        backend: RendezvousBackend,
+        min_nodes: int,
+        max_nodes: int,
+        local_addr: str | None = None,
+        timeout: RendezvousTimeout | None = None,
+        keep_alive_interval: float = 1.0,
+        keep_alive_max_attempt: int = 5,
+        *,
+        patience: float = 60.0,
+    ) -> DynamicRendezvousHandler:
+        """Make a handler.
+
+        Args:
+            run_id: The run; all its nodes use the same.
+            store: The store that :meth:`next_rendezvous` hands to its caller.
+            backend: Where the state of the run is kept. One that was written for
+                torch will do.
+            min_nodes: The fewest nodes of a round.
+            max_nodes: The most nodes of a round.
+            local_addr: The address under which the others reach this node;
+                found out by default.
+            timeout: How long the parts of a rendezvous may take.
+            keep_alive_interval: Seconds between two signs of life (torch: 5).
+            keep_alive_max_attempt: How many in a row have to be missed before a
+                node counts as lost, 2 or more (torch: 3). A loss is noticed after
+                ``interval * (attempts + 0.5)`` seconds at the latest.
+            patience: Seconds that the store may be out of reach before calls fail.
+
+        Raises:
+            ValueError: An argument is out of its range.
+        """
+        settings = RendezvousSettings(
+            run_id,
+            min_nodes,
+            max_nodes,
+            timeout or RendezvousTimeout(),
+            timedelta(seconds=keep_alive_interval),
+            keep_alive_max_attempt,
+        )
+        return cls(settings, backend.name, store, backend, local_addr, patience)
+
+    def __init__(
+        self,
+        settings: RendezvousSettings,
+        backend_name: str,
+        store: Store,
+        backend: RendezvousBackend,
+        local_addr: str | None,
+        patience: float,
+    ) -> None:
+        _check(settings, patience)
+        self._settings = settings
+        self._backend_name = backend_name
+        self._store = store
+        self._backend = backend
+        self._joining = threading.Lock()
+        self._info: Joined | None = None
+        self._addr = local_addr or default_address()
+        interval = settings.keep_alive_interval.total_seconds()
+        me = Record(
+            kind="enter",
+            node=uuid.uuid4().hex[:16],
+            addr=self._addr,
+            pid=os.getpid(),
+            local_id=next(self._local_ids),
+            interval=interval,
+            id="",
+        )
+        self._name = str(me)
+        self._observers = events.Observers.from_extensions()
+        machine = Machine(
+            Settings(
+                settings.min_nodes,
+                settings.max_nodes,
+                settings.timeout.last_call.total_seconds(),
+                interval,
+                settings.keep_alive_max_attempt,
+            ),
+            me,
+            lambda: uuid.uuid4().hex[:16],
+            random.random,
+        )
+        reporter = _Reporter(settings.run_id, self._name, machine, self._observers)
+        self._driver = Driver(
+            machine, _session_factory(backend), self._master_opener(), patience, reporter
+        )
+        self._driver.start()
+        self._leaver = _Leaver(self._driver, backend, settings)
+        _LEAVERS.add(self._leaver)
+        # A handler that is dropped must not look alive.
+        weakref.finalize(self, self._leaver.leave_soon).atexit = False
+
+    def _master_opener(self) -> Callable[[], tuple[object, object]]:
+        addr = self._addr
+        return lambda: open_master(addr, shared=_shares_store())
+
+    # ------------------------------------------------------------ properties
+
+    @property
+    def settings(self) -> RendezvousSettings:
+        """What this handler was made with."""
+        return self._settings
+
+    @property
+    def gone_before_round(self) -> int:
+        """How many participants of the round before were lost or had left as this one completed."""
+        return 0 if self._info is None else self._info.gone
+
+    @property
+    def node(self) -> str:
+        """This node as logs and errors name it: address, process id and local number."""
+        return self._name
+
+    @property
+    def round(self) -> int:
+        """The round that this node is or was last in; rounds of a run only grow.
+
+        A resource that has seen a round can refuse every lower one: it is the
+        fencing token of what the round's workers write.
+        """
+        return 0 if self._info is None else self._info.round
+
+    def get_backend(self) -> str:
+        return self._backend_name
+
+    def get_run_id(self) -> str:
+        return self._settings.run_id
+
+    @property
+    def use_agent_store(self) -> bool:
+        """Whether the workers use a store that the agent of rank 0 hosts.
+
+        ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` makes the workers open their own.
+        """
+        return _shares_store()
+
+    # ------------------------------------------------------------ joining
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Take part in the next round; returns once it has completed with this node in it.
+
+        A spare, which comes while the round is full, waits without a deadline.
+
+        Raises:
+            RendezvousClosedError: The run is closed, or this handler shut down.
+            RendezvousGracefulExitError: The run was closed while this node was a spare.
+            RendezvousTimeoutError: No round completed within the join timeout.
+            RendezvousConnectionError: The backend cannot be reached.
+            RendezvousStateError: The backend holds what cannot be, or the run
+                has other limits than this node.
+        """
+        if not self._joining.acquire(blocking=False):
+            raise RendezvousError("Another thread is already in next_rendezvous().")
+        try:
+            joined = self._join()
+        except RendezvousError as exc:
+            self._emit(events.Failed, error=f"{type(exc).__name__}: {exc}")
+            raise
+        finally:
+            self._joining.release()
+        self._info = joined
+        log.info(
+            "Node %s is rank %d of %d in round %d of run '%s'.",
+            self._name,
+            joined.rank,
+            joined.size,
+            joined.round,
+            self._settings.run_id,
+        )
+        self._emit(events.Completed, rank=joined.rank, world_size=joined.size)
+        return RendezvousInfo(
+            self._store_of_round(joined),
+            joined.rank,
+            joined.size,
+            RendezvousStoreInfo(joined.master.host, joined.master.port),
+        )
+
+    def _join(self) -> Joined:
+        driver = self._driver
+        if driver.stopped and driver.error is None:
+            raise self._refused(Refusal.LEFT)
+        driver.check()
+        started = time.monotonic()
+        seconds = self._settings.timeout.join.total_seconds()
+        self._join_by = started + seconds
+        driver.forget(Joined, Refused, Withdrawn)
+        driver.submit(Join())
+        self._emit(events.Joined)
+        if not driver.wait(self._join_ended, self._join_deadline):
+            driver.submit(Withdraw(accept=True))
+            until = time.monotonic() + _GRACE
+            driver.wait(lambda: self._join_ended() or self._withdrawn(), lambda: until)
+        joined, refused = driver.outcome(Joined), driver.outcome(Refused)
+        if joined is not None:
+            return joined
+        if refused is not None:
+            raise self._refused(refused.refusal)
+        driver.check()
+        if not self._withdrawn():
+            # The store hangs. What was begun must not make this node a member later.
+            driver.submit(Withdraw(accept=False))
+        raise RendezvousTimeoutError(self._why_not(time.monotonic() - started))
+
+    def _join_ended(self) -> bool:
+        driver = self._driver
+        return driver.outcome(Joined) is not None or driver.outcome(Refused) is not None
+
+    def _withdrawn(self) -> bool:
+        return self._driver.outcome(Withdrawn) is not None
+
+    def _join_deadline(self) -> float | None:
+        if self._driver.machine.phase is Phase.SPARE:
+            # Its time begins when there is room again.
+            self._join_by = time.monotonic() + self._settings.timeout.join.total_seconds()
+            return None
+        return self._join_by
+
+    def _refused(self, refusal: Refusal) -> RendezvousError:
+        run = f"The run '{self._settings.run_id}'"
+        if refusal is Refusal.SURPLUS:
+            return RendezvousGracefulExitError(
+                f"{run} was closed while this node was a spare; it was not needed."
+            )
+        if refusal is Refusal.LEFT:
+            return RendezvousClosedError(f"This node has left the run '{self._settings.run_id}'.")
+        return RendezvousClosedError(
+            f"{run} is closed: its workers have succeeded, or failed for good. Use another run id."
+        )
+
+    def _why_not(self, seconds: float) -> str:
+        settings = self._settings
+        text = f"No round of the run '{settings.run_id}' completed within {seconds:.1f} s"
+        machine = self._driver.machine
+        if machine.document is None:
+            return f"{text}: the store did not answer."
+        report: list[Roster] = []
+        self._driver.submit(lambda session: report.append(self._driver.describe(session)))
+        until = time.monotonic() + _GRACE / 3
+        self._driver.wait(lambda: bool(report), lambda: until)
+        if not report:
+            return f"{text}: the store stopped answering."
+        return f"{text}: {_who(report[0], settings, self._name)}"
+
+    def _store_of_round(self, joined: Joined) -> Store:
+        import torch.distributed as dist
+
+        document = self._driver.machine.document
+        epoch = "" if document is None else document.epoch
+        prefix = f"rdzv.{self._settings.run_id}.{epoch}.{joined.round}"
+        return dist.PrefixStore(prefix, self._store)
+
+    # ------------------------------------------------------------ looking
+
+    def is_closed(self) -> bool:
+        """Whether the run is closed, as far as this node has been told."""
+        self._know()
+        return self._driver.machine.closed
+
+    def num_nodes_waiting(self) -> int:
+        """How many nodes want another round; costs no request.
+
+        For a participant it is 1 or more from the moment that its workers have
+        to be restarted for any reason (an arrival that fits, a participant that
+        came back, left or was lost, or its own eviction) until its next
+        :meth:`next_rendezvous`.
+        """
+        self._know()
+        machine = self._driver.machine
+        document = machine.document
+        change = None if document is None else document.change
+        arrived = 0 if change is None else change.arrived
+        if machine.latch is not None:
+            return max(1, arrived)
+        return 0 if machine.phase is Phase.MEMBER else arrived
+
+    def _know(self) -> None:
+        """Have the state of the run; only the first call of all asks the store."""
+        driver = self._driver
+        if driver.stopped and driver.error is None:
+            return
+        driver.check()
+        if driver.machine.document is not None or driver.machine.phase is not Phase.IDLE:
+            return
+        looked = threading.Event()
+
+        def look(session: Session) -> None:
+            driver.look(session, Look())
+            looked.set()
+
+        driver.submit(look)
+        until = time.monotonic() + self._settings.timeout.heartbeat.total_seconds()
+        if not driver.wait(looked.is_set, lambda: until):
+            driver.check()
+            raise RendezvousConnectionError(
+                f"The store did not answer within "
+                f"{self._settings.timeout.heartbeat.total_seconds():g} s."
+            )
+
+    # ------------------------------------------------------------ ending
+
+    def set_closed(self) -> None:
+        """Close the run: nobody can join it any more.
+
+        Raises:
+            RendezvousTimeoutError: It could not be closed within the close timeout.
+            RendezvousConnectionError: The backend cannot be reached.
+            RendezvousStateError: The backend holds what cannot be.
+        """
+        driver = self._driver
+        if driver.machine.closed:
+            return
+        driver.check()
+        seconds = self._settings.timeout.close.total_seconds()
+        until = time.monotonic() + seconds
+        driver.submit(Close())
+        if not driver.wait(lambda: driver.machine.closed, lambda: until):
+            driver.check()
+            raise RendezvousTimeoutError(
+                f"The run '{self._settings.run_id}' could not be closed within {seconds:g} s: the "
+                "store does not answer."
+            )
+        log.info("Node %s has closed the run '%s'.", self._name, self._settings.run_id)
+        self._emit(events.Closed)
+
+    def shutdown(self) -> bool:
+        """Close the run if this node is in its newest round, and leave it in any case.
+
+        A spare, a waiting node and one that was evicted close nothing: their end
+        is not the run's. :meth:`leave` leaves without closing.
+
+        Returns:
+            Whether all of it could be done.
+        """
+        done = True
+        try:
+            if self._may_close():
+                self.set_closed()
+        except RendezvousError as exc:
+            log.warning("Node %s could not close the run: %s", self._name, exc)
+            done = False
+        return self.leave() and done
+
+    def _may_close(self) -> bool:
+        if self._leaver.left:
+            return False
+        machine = self._driver.machine
+        document = machine.document
+        if document is None or document.round == 0:
+            # Nobody's workers run. As with torch, the end of one is the end of all.
+            return machine.phase is not Phase.SPARE
+        return machine.phase is Phase.MEMBER and machine.round == document.round
+
+    def leave(self) -> bool:
+        """Leave the run, which goes on without this node; the handler is then used up.
+
+        A process that hosts the store stays until the others have left, within
+        bounds.
+
+        Returns:
+            Whether the others could be told.
+        """
+        already = self._leaver.left
+        done = self._leaver.leave(self._settings.timeout.close.total_seconds())
+        if not already:
+            self._emit(events.Left)
+        self._observers.close()
+        return done
+
+    def _emit(self, kind: type[events.Event], **fields: object) -> None:
+        if self._observers.active:
+            self._observers.emit(
+                kind(  # type: ignore[call-arg]
+                    run_id=self._settings.run_id,
+                    node=self._name,
+                    round=self._driver.machine.round,
+                    at=time.monotonic(),
+                    **fields,
+                )
+            )
+
+
+class _Reporter:
+    """Tells logs and observers what the machine reports."""
+
+    def __init__(
+        self, run_id: str, node: str, machine: Machine, observers: events.Observers
+    ) -> None:
+        self._run_id = run_id
+        self._node = node
+        self._machine = machine
+        self._observers = observers
+
+    def __call__(self, action: Action) -> None:
+        if isinstance(action, Latched):
+            log.info("Node %s has to form a new round: %s.", self._node, action.reason)
+        elif isinstance(action, Lost):
+            log.warning("Node %s was lost: silent for %.1f s.", action.node, action.silent)
+            self._emit(events.Lost, lost=(str(action.node),))
+        elif isinstance(action, TookOver):
+            log.info("Node %s leads the run '%s' now.", self._node, self._run_id)
+            self._emit(events.LeaderChanged, leader=self._node)
+
+    def _emit(self, kind: type[events.Event], **fields: object) -> None:
+        if self._observers.active:
+            self._observers.emit(
+                kind(  # type: ignore[call-arg]
+                    run_id=self._run_id,
+                    node=self._node,
+                    round=self._machine.round,
+                    at=time.monotonic(),
+                    **fields,
+                )
+            )
+
+
+class _Leaver:
+    """Takes a node out of its run: when asked to, when its handler is dropped, at exit."""
+
+    def __init__(
+        self, driver: Driver, backend: RendezvousBackend, settings: RendezvousSettings
+    ) -> None:
+        self.left = False
+        self._driver = driver
+        self._backend = backend
+        self._silence = settings.keep_alive_interval.total_seconds() * (
+            settings.keep_alive_max_attempt + 1
+        )
+        self._interval = settings.keep_alive_interval.total_seconds()
+        self._pid = os.getpid()
+
+    def leave_soon(self) -> None:
+        """Leave without waiting for it."""
+        if not self.left:
+            self.left = True
+            self._driver.submit(Leave())
+            self._driver.submit(lambda _: self._driver.stop())
+
+    def leave_at_exit(self) -> None:
+        if os.getpid() == self._pid:  # A forked child is not the node.
+            self.leave(2.0)
+
+    def leave(self, seconds: float) -> bool:
+        if self.left:
+            return True
+        self.left = True
+        driver = self._driver
+        until = time.monotonic() + seconds
+        driver.forget(Departed)
+        done = True
+        if driver.machine.phase is not Phase.IDLE or driver.machine.leading is not None:
+            driver.submit(Leave())
+            done = driver.wait(lambda: driver.outcome(Departed) is not None, lambda: until)
+        if done and isinstance(self._backend, SessionBackend) and self._backend.is_host:
+            closed = driver.machine.closed
+            self._linger(seconds if closed else min(seconds, _OPEN_LINGER))
+        driver.stop()
+        return done and driver.error is None
+
+    def _linger(self, seconds: float) -> None:
+        """Stay while others need the store that this process hosts."""
+        driver = self._driver
+        until = time.monotonic() + seconds
+        silence = Silence(self._silence)
+        gone = threading.Event()
+        looked: list[bool] = []
+
+        def look(session: Session) -> None:
+            counts = driver.others(session)
+            silence.observe(counts, time.monotonic(), 0.2)
+            if all(silence.of(node) > self._silence for node in counts):
+                gone.set()
+            looked.append(True)
+
+        while time.monotonic() < until and driver.error is None and not gone.is_set():
+            looked.clear()
+            driver.submit(look)
+            driver.wait(lambda: bool(looked), lambda: until)
+            gone.wait(min(0.2, self._interval))
+
+
+_LEAVERS: weakref.WeakSet[_Leaver] = weakref.WeakSet()
+
+
+@atexit.register
+def _leave_all() -> None:
+    # A signal ends torch's agent without a shutdown: the others should not have
+    # to wait for the silence that follows.
+    for leaver in list(_LEAVERS):
+        leaver.leave_at_exit()
+
+
+def _shares_store() -> bool:
+    return os.getenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "0") != "1"
+
+
+def _session_factory(backend: RendezvousBackend) -> Callable[[], Session]:
+    if isinstance(backend, SessionBackend):
+        return backend.open_session
+    lock = threading.Lock()
+    return lambda: DocumentSession(backend, lock)
+
+
+def _check(settings: RendezvousSettings, patience: float) -> None:
+    if not settings.run_id:
+        raise ValueError("The run id must be a non-empty string.")
+    if settings.min_nodes < 1:
+        raise ValueError(f"min_nodes is {settings.min_nodes}; it must be 1 or more.")
+    if settings.max_nodes < settings.min_nodes:
+        raise ValueError(
+            f"max_nodes is {settings.max_nodes}; it must be min_nodes ({settings.min_nodes}) or "
+            "more."
+        )
+    if settings.keep_alive_interval <= timedelta(0):
+        raise ValueError(
+            f"keep_alive_interval is {settings.keep_alive_interval.total_seconds():g} s; it must "
+            "be positive."
+        )
+    if settings.keep_alive_max_attempt < 2:
+        raise ValueError(
+            f"keep_alive_max_attempt is {settings.keep_alive_max_attempt}; it must be 2 or more, "
+            "since one late beat is no death."
+        )
+    if patience <= 0:
+        raise ValueError(f"patience is {patience:g} s; it must be positive.")
+
+
+def _who(roster: Roster, settings: RendezvousSettings, me: str) -> str:
+    here = roster.those(Standing.BACK, Standing.NEW)
+    names = ", ".join(str(entry.record) for entry in here if str(entry.record) != me)
+    missing = settings.min_nodes - len({str(e.record) for e in here} | {me})
+    parts = [f"here were this node ({me})" + (f" and {names}" if names else " alone")]
+    absent = roster.those(Standing.HERE)
+    if absent:
+        parts.append(
+            "still to come back: " + ", ".join(str(entry.record) for entry in absent)
+        )
+    lost = roster.those(Standing.LOST, Standing.LEFT)
+    if lost:
+        parts.append("gone: " + ", ".join(str(entry.record) for entry in lost))
+    if missing > 0:
+        parts.append(
+            f"{missing} more needed for min_nodes={settings.min_nodes}. Check that all nodes were "
+            "started with this run id and endpoint, or raise join_timeout"
+        )
+    return "; ".join(parts) + "."
+
+
+def create_handler(
+    store: Store, backend: RendezvousBackend, params: RendezvousParameters
+) -> DynamicRendezvousHandler:
+    """Make a handler from parameters.
+
+    Read are ``join_timeout``, ``last_call_timeout``, ``close_timeout``,
+    ``heartbeat_timeout``, ``keep_alive_interval`` and ``patience`` in seconds,
+    fractions included, and ``keep_alive_max_attempt``.
+
+    Args:
+        store: The store that ``next_rendezvous`` hands to its caller.
+        backend: Where the state of the run is kept.
+        params: The parameters of the run.
+
+    Raises:
+        ValueError: A parameter is out of its range.
+    """
+
+    def seconds(key: str, *aliases: str) -> timedelta | None:
+        for name in (key, *aliases):
+            value = params.get_as_seconds(name)
+            if value is not None:
+                return timedelta(seconds=value)
+        return None
+
+    attempts = params.get_as_int("keep_alive_max_attempt", 5)
+    handler = DynamicRendezvousHandler(
+        RendezvousSettings(
+            params.run_id,
+            params.min_nodes,
+            params.max_nodes,
+            RendezvousTimeout(
+                seconds("join_timeout"),
+                seconds("last_call_timeout"),
+                seconds("close_timeout"),
+                seconds("heartbeat_timeout", "heartbeat"),
+            ),
+            timedelta(seconds=params.get_as_seconds("keep_alive_interval", 1.0)),
+            5 if attempts is None else attempts,
+        ),
+        params.backend,
+        store,
+        backend,
+        params.local_addr or default_address(_host_of(params.endpoint)),
+        params.get_as_seconds("patience", 60.0),
+    )
+    return handler
+
+
+def _host_of(endpoint: str) -> str | None:
+    from ..endpoint import parse_rendezvous_endpoint
+
+    try:
+        return parse_rendezvous_endpoint(endpoint, 0)[0] if endpoint else None
+    except ValueError:
+        return None  # A path or a URL: what it means is the backend's business.

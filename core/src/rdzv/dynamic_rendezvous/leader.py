@@ -1,0 +1,275 @@
+"""The duties of the node that leads: read the roster, watch the beats, close rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from .backend import Token
+from .document import Assigned, Document, Leader, Master
+from .leadership import Complete, Entry, Hold, Reopen, Roster, Standing, Waiting, decide
+from .liveness import Silence
+from .messages import (
+    Action,
+    Bury,
+    Forget,
+    LogRead,
+    Lost,
+    Publish,
+    ReadBeats,
+    ReadLog,
+    ReadRoster,
+    RosterRead,
+    SwapDocument,
+)
+
+__all__ = ["Leading", "Settings", "amend"]
+
+_CHUNK = 1000
+"""Nodes in one piece of the roster: a piece stays far below what is read at most."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a node was started with. All times are seconds."""
+
+    min_nodes: int
+    max_nodes: int
+    last_call: float
+    interval: float
+    attempts: int
+
+    @property
+    def patience(self) -> float:
+        """A beat may be late by this much, and nobody is evicted."""
+        return self.interval * (self.attempts - 1)
+
+    def silence(self, interval: float) -> float:
+        """How long one that beats every ``interval`` is silent before it counts as dead."""
+        return self.patience + interval
+
+
+def amend(document: Document, write: str, **changes: object) -> Document:
+    """The next version of ``document``."""
+    return msgspec.structs.replace(document, version=document.version + 1, write=write, **changes)
+
+
+class Leading:
+    """One term as leader.
+
+    Args:
+        settings: This node's settings.
+        me: This node's incarnation.
+        new_id: Makes random names.
+    """
+
+    def __init__(self, settings: Settings, me: str, new_id: Callable[[], str]) -> None:
+        self.roster = Roster()
+        self._settings = settings
+        self._me = me
+        self._new_id = new_id
+        self._synced = False
+        self._silence = Silence(settings.patience)
+        self._called_since: float | None = None
+        self._look_due = 0.0
+        self._wake: float | None = None
+        self._garbage: list[Forget] = []
+        self._offer: tuple[str, Sequence[Entry]] | None = None
+        self._pieces: list[int] = []
+        self.holding: Waiting | None = None
+
+    @property
+    def period(self) -> float:
+        """Seconds between two looks at everybody's beats."""
+        return self._settings.interval / 2
+
+    def start(self, document: Document, now: float) -> list[Action]:
+        """Begin the term: learn what the last completed round handed on."""
+        self._look_due = now + self.period
+        if document.round == 0:
+            return self._synchronised(0)
+        return [ReadRoster(document.nonce, document.chunks)]
+
+    def on_roster(self, read: RosterRead, document: Document) -> list[Action]:
+        if read.nonce != document.nonce or self._synced:
+            return []
+        if read.members is None:
+            # It was replaced while it was being read: the document has moved on.
+            return []
+        self.roster.load(read.members, document.upto)
+        self._pieces = [member.ticket for member in read.members if member.rank >= 0]
+        return self._synchronised(document.upto)
+
+    def _synchronised(self, upto: int) -> list[Action]:
+        self._synced = True
+        return [ReadLog(upto)]
+
+    def on_log(self, read: LogRead, now: float) -> None:
+        for ticket, record in read.lines:
+            if isinstance(record, bool):
+                self.roster.fill(ticket)
+            else:
+                self.roster.fold(ticket, record, now)
+
+    def on_beats(self, counts: Mapping[str, int], now: float) -> list[Action]:
+        """Take in one look at the beats; says who was lost by it."""
+        counts = {node: count for node, count in counts.items() if node in self.roster.entries}
+        for node in self._silence.observe(counts, now, self.period):
+            self.roster.find_again(node)
+        lost: list[Action] = []
+        nearest = self.period
+        for node in self._silence.suspects(counts):
+            entry = self.roster.entries[node]
+            left = self._settings.silence(entry.record.interval) - self._silence.of(node)
+            if entry.standing is Standing.LOST:
+                continue
+            if left <= 1e-9:
+                lost.append(Lost(entry.record, self._silence.of(node)))
+                self.roster.lose(node)
+            else:
+                nearest = min(nearest, left)
+        self._look_due = now + nearest
+        return lost
+
+    def due(self) -> float:
+        """When :meth:`tick` has something to do next."""
+        return self._look_due if self._wake is None else min(self._look_due, self._wake)
+
+    def tick(self, now: float) -> list[Action]:
+        actions: list[Action] = []
+        if self._wake is not None and now >= self._wake:
+            self._wake = None
+            actions.append(ReadLog(self.roster.complete_upto))
+        if now >= self._look_due:
+            self._look_due = now + self.period
+            actions += self._bury_old_holes(now)
+            nodes = [node for node in self.roster.watched() if node != self._me]
+            if nodes:
+                actions.append(ReadBeats(nodes))
+        actions += self._garbage
+        self._garbage = []
+        return actions
+
+    def _bury_old_holes(self, now: float) -> list[Action]:
+        # A node that died between taking a ticket and writing its record must
+        # stop nobody; one that was only slow finds the grave and takes a new one.
+        limit = self._settings.silence(self._settings.interval)
+        old = [ticket for ticket, since in self.roster.holes.items() if now - since > limit]
+        actions: list[Action] = [Bury(ticket) for ticket in old]
+        if self.roster.holes:
+            actions.append(ReadLog(self.roster.complete_upto))
+        return actions
+
+    def expected(self, document: Document) -> int:
+        """How many more records have to come before the leader could do anything."""
+        here = len(self.roster.those(Standing.HERE))
+        if here:
+            return here if document.change is not None else 1
+        present = len(self.roster.those(Standing.BACK, Standing.NEW))
+        goal = document.min_nodes if present < document.min_nodes else document.max_nodes
+        return max(1, goal - present)
+
+    def pursue(
+        self,
+        document: Document,
+        token: Token,
+        now: float,
+        *,
+        fresh: bool,
+        master: Master | None,
+    ) -> list[Action]:
+        """Do what has to be done now.
+
+        Args:
+            document: The document.
+            token: Its token.
+            now: The monotonic clock (seconds).
+            fresh: Whether the log has just been read. A round completes only on
+                a last look at it.
+            master: A store for the workers that this node has ready.
+        """
+        if not self._synced:
+            return []
+        present = len(self.roster.those(Standing.BACK, Standing.NEW))
+        if present < document.min_nodes:
+            self._called_since = None
+        elif self._called_since is None:
+            self._called_since = now
+        decision = decide(self.roster, document, self._called_since, now, self._settings.last_call)
+        self._wake = None
+        self.holding = None
+        if isinstance(decision, Hold):
+            self.holding = decision.reason
+            self._wake = decision.until
+            return []
+        if isinstance(decision, Reopen):
+            return [SwapDocument(amend(document, self._new_id(), change=decision.change), token)]
+        if not fresh:
+            return [ReadLog(self.roster.complete_upto)]
+        return self._complete(document, token, decision, master)
+
+    def _complete(
+        self, document: Document, token: Token, decision: Complete, master: Master | None
+    ) -> list[Action]:
+        nonce = self._new_id()
+        own = next((r for r, e in enumerate(decision.entries) if e.node == self._me), -1)
+        after = Roster(dict(self.roster.entries))
+        after.complete(decision.entries)
+        members = after.handed_on()
+        chunks = [members[i : i + _CHUNK] for i in range(0, len(members), _CHUNK)]
+        leader = document.leader
+        if leader is None:
+            raise AssertionError("only the leader that the document names completes a round")
+        self._offer = (nonce, decision.entries)
+        return [
+            Publish(
+                nonce,
+                {e.ticket: Assigned(e.node, r) for r, e in enumerate(decision.entries)},
+                chunks,
+            ),
+            SwapDocument(
+                amend(
+                    document,
+                    self._new_id(),
+                    round=document.round + 1,
+                    nonce=nonce,
+                    size=len(decision.entries),
+                    upto=self.roster.complete_upto,
+                    chunks=len(chunks),
+                    gone=decision.gone,
+                    leader=Leader(leader.node, leader.interval, own),
+                    # Only this node's own store is at hand before anybody knows its rank.
+                    master=master if own == 0 else None,
+                    change=None,
+                ),
+                token,
+            ),
+        ]
+
+    def on_won(self, before: Document, document: Document) -> Assigned | None:
+        """This leader's swap took effect; returns its own place where a round completed by it."""
+        if self._offer is None or self._offer[0] != document.nonce:
+            return None
+        _, chosen = self._offer
+        self._offer = None
+        self._called_since = None
+        self._garbage.append(
+            Forget(before.upto, document.upto, before.nonce, self._pieces, before.chunks)
+        )
+        self._pieces = [entry.ticket for entry in chosen]
+        self.roster.complete(chosen)
+        for rank, entry in enumerate(chosen):
+            if entry.node == self._me:
+                return Assigned(entry.node, rank)
+        return None
+
+    def hand_over(self, document: Document, token: Token) -> SwapDocument:
+        """Name the next leader, as this one leaves."""
+        entry = self.roster.successor(self._me)
+        heir = None
+        if entry is not None:
+            rank = entry.rank if entry.standing is not Standing.NEW else -1
+            heir = Leader(entry.node, entry.record.interval / 2, rank)
+        return SwapDocument(amend(document, self._new_id(), leader=heir), token)

@@ -1,0 +1,259 @@
+"""What a leader knows of the roster, and the pure decision what to do about it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from .document import Change, Document, Member, Record
+
+__all__ = [
+    "Complete",
+    "Decision",
+    "Entry",
+    "Hold",
+    "Reopen",
+    "Roster",
+    "Standing",
+    "Waiting",
+    "assign_ranks",
+    "decide",
+]
+
+
+class Standing(enum.Enum):
+    """Where a node of the roster stands towards the last completed round."""
+
+    HERE = "participant, its workers run"
+    BACK = "participant that has come back for the next round"
+    LEFT = "participant that left"
+    LOST = "participant whose beat stopped"
+    NEW = "arrived since"
+
+
+@dataclass
+class Entry:
+    """One node as the leader sees it."""
+
+    ticket: int
+    rank: int
+    record: Record
+    standing: Standing
+    before: Standing | None = None
+    """Where a lost node stood, in case that it beats again."""
+
+    @property
+    def node(self) -> str:
+        return self.record.node
+
+
+@dataclass
+class Roster:
+    """The fold of the roster's log over the participants of the last completed round.
+
+    Folding a record twice, or late, changes nothing: of one node only a higher
+    ticket counts.
+    """
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    seen: int = 0
+    """Every ticket up to this one has been folded or is a hole."""
+    holes: dict[int, float] = field(default_factory=dict)
+    """Tickets without a record, and since when (the leader's clock, seconds)."""
+    _latest: dict[str, int] = field(default_factory=dict)
+
+    def load(self, members: Iterable[Member], upto: int) -> None:
+        """Start from what a completed round handed on."""
+        self.entries.clear()
+        self._latest.clear()
+        self.holes.clear()
+        for member in members:
+            standing = Standing.HERE if member.rank >= 0 else Standing.NEW
+            entry = Entry(member.ticket, member.rank, member.record, standing)
+            self.entries[entry.node] = entry
+            self._latest[entry.node] = member.ticket
+        self.seen = upto
+
+    def fold(self, ticket: int, record: Record | None, now: float) -> None:
+        """Take in one line of the log; ``None`` is a ticket whose record has not come."""
+        self.seen = max(self.seen, ticket)
+        if record is None:
+            self.holes.setdefault(ticket, now)
+            return
+        self.holes.pop(ticket, None)
+        if ticket <= self._latest.get(record.node, 0):
+            return
+        self._latest[record.node] = ticket
+        entry = self.entries.get(record.node)
+        if record.kind == "leave":
+            if entry is None:
+                return
+            if entry.rank >= 0:
+                entry.standing = Standing.LEFT
+            else:
+                del self.entries[record.node]
+        elif entry is not None and entry.rank >= 0:
+            entry.ticket, entry.record, entry.standing = ticket, record, Standing.BACK
+        else:
+            self.entries[record.node] = Entry(ticket, -1, record, Standing.NEW)
+
+    def fill(self, ticket: int) -> None:
+        """The hole at ``ticket`` was buried, or was forgotten before this leader came."""
+        self.seen = max(self.seen, ticket)
+        self.holes.pop(ticket, None)
+
+    def lose(self, node: str) -> None:
+        """The beat of ``node`` has stopped."""
+        entry = self.entries[node]
+        if entry.rank >= 0:
+            entry.before, entry.standing = entry.standing, Standing.LOST
+        else:
+            # If it still lives it notices its own pause, and enters again.
+            del self.entries[node]
+
+    def find_again(self, node: str) -> None:
+        """A participant that was taken for dead has beaten before the next round."""
+        entry = self.entries[node]
+        if entry.standing is Standing.LOST and entry.before is not None:
+            entry.standing = entry.before
+
+    def complete(self, chosen: Sequence[Entry]) -> None:
+        """A round has completed with ``chosen``, in the order of their ranks."""
+        members = {}
+        for rank, entry in enumerate(chosen):
+            members[entry.node] = Entry(entry.ticket, rank, entry.record, Standing.HERE)
+        waiting = {e.node: e for e in self.those(Standing.NEW) if e.node not in members}
+        self.entries = members | waiting
+
+    def those(self, *standings: Standing) -> list[Entry]:
+        """The nodes of these standings by ticket."""
+        found = [entry for entry in self.entries.values() if entry.standing in standings]
+        return sorted(found, key=lambda entry: entry.ticket)
+
+    def handed_on(self) -> list[Member]:
+        """What the next leader has to know: the participants, and who waits."""
+        known = self.those(Standing.HERE, Standing.NEW)
+        return [
+            Member(e.ticket, e.rank if e.standing is Standing.HERE else -1, e.record) for e in known
+        ]
+
+    def successor(self, node: str) -> Entry | None:
+        """Who leads after ``node`` has left: the living participant behind it, or who waits."""
+        left = self.entries.get(node)
+        rank = -1 if left is None else left.rank
+        others = [
+            e for e in self.those(Standing.HERE, Standing.BACK, Standing.NEW) if e.node != node
+        ]
+        return min(
+            others, key=lambda e: (e.rank < 0, e.rank <= rank, e.rank, e.ticket), default=None
+        )
+
+    def watched(self) -> list[str]:
+        """The nodes whose beats matter."""
+        return [e.node for e in self.entries.values() if e.standing is not Standing.LEFT]
+
+    @property
+    def complete_upto(self) -> int:
+        """The highest ticket below which nothing is missing."""
+        return min(self.holes, default=self.seen + 1) - 1
+
+
+class Waiting(enum.Enum):
+    """Why a round does not complete yet."""
+
+    STANDS = "the round stands"
+    SHORT = "a participant was lost, and too few nodes are left for another round"
+    RETURN = "participants of the round before have still to come back"
+    MINIMUM = "fewer than min_nodes are here"
+    LAST_CALL = "min_nodes are here, the last call is running"
+    CLOSED = "the run is closed"
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Nothing is to be done, for ``reason``; look again at ``until`` (leader's clock)."""
+
+    reason: Waiting
+    until: float | None = None
+
+
+@dataclass(frozen=True)
+class Reopen:
+    """Tell the participants that the round has to be formed anew."""
+
+    change: Change
+
+
+@dataclass(frozen=True)
+class Complete:
+    """Complete a round with these nodes, in the order of their ranks."""
+
+    entries: Sequence[Entry]
+    gone: int
+    """Participants of the round before that were lost or left."""
+
+
+Decision = Hold | Reopen | Complete
+
+
+def decide(
+    roster: Roster, document: Document, called_since: float | None, now: float, last_call: float
+) -> Decision:
+    """What a leader has to do, or why nothing.
+
+    Args:
+        roster: What it knows.
+        document: The run's document.
+        called_since: Since when ``min_nodes`` are here without interruption, if they are.
+        now: Its monotonic clock (seconds).
+        last_call: How long to wait for more than ``min_nodes`` (seconds).
+    """
+    if document.closed:
+        return Hold(Waiting.CLOSED)
+    here = roster.those(Standing.HERE)
+    back = roster.those(Standing.BACK)
+    new = roster.those(Standing.NEW)
+    if here and document.change is None:
+        return _standing_round(roster, document, len(here), len(back), len(new))
+    if here:
+        return Hold(Waiting.RETURN)
+    if len(back) + len(new) < document.min_nodes:
+        return Hold(Waiting.MINIMUM)
+    if len(back) + len(new) < document.max_nodes:
+        until = (now if called_since is None else called_since) + last_call
+        if now < until:
+            return Hold(Waiting.LAST_CALL, until)
+    chosen = assign_ranks((back + new)[: document.max_nodes])
+    return Complete(chosen, gone=len(roster.those(Standing.LOST, Standing.LEFT)))
+
+
+def _standing_round(
+    roster: Roster, document: Document, here: int, back: int, new: int
+) -> Hold | Reopen:
+    left = len(roster.those(Standing.LEFT))
+    lost = len(roster.those(Standing.LOST))
+    arrived = min(new, document.max_nodes - here - back)
+    possible = here + back + new >= document.min_nodes
+    if back or left or (possible and (lost or arrived)):
+        return Reopen(Change(arrived=arrived, returned=back, left=left, lost=lost))
+    return Hold(Waiting.SHORT if lost else Waiting.STANDS)
+
+
+def assign_ranks(entries: Sequence[Entry]) -> list[Entry]:
+    """Order nodes by their new ranks: who stays keeps the order, newcomers fill the gaps.
+
+    Rank 0 is a node that was in the round before, where there is one: what the
+    workers hold in memory spreads from rank 0.
+    """
+    size = len(entries)
+    staying = sorted((e for e in entries if e.rank >= 0), key=lambda e: e.rank)
+    ranks: dict[int, Entry] = {}
+    lowest = 0
+    for place, entry in enumerate(staying):
+        # As near to its old rank as those behind it leave room.
+        rank = 0 if place == 0 else max(lowest, min(entry.rank, size - (len(staying) - place)))
+        ranks[rank] = entry
+        lowest = rank + 1
+    newcomers = iter(sorted((e for e in entries if e.rank < 0), key=lambda e: e.ticket))
+    return [ranks[rank] if rank in ranks else next(newcomers) for rank in range(size)]

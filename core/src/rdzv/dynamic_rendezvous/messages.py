@@ -1,0 +1,285 @@
+"""What the machine is told, and what it asks for: the border between deciding and doing."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .backend import Token
+from .document import Assigned, Document, Master, Member, Record
+
+# ---------------------------------------------------------------- stimuli
+
+
+@dataclass(frozen=True)
+class Join:
+    """The caller wants to be in the next round."""
+
+
+@dataclass(frozen=True)
+class Withdraw:
+    """The caller's time is up. With ``accept`` a round that has completed is still taken."""
+
+    accept: bool
+
+
+@dataclass(frozen=True)
+class Leave:
+    """The node leaves the run; the others go on."""
+
+
+@dataclass(frozen=True)
+class Close:
+    """The run is to be closed for everybody."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Somebody wants to know the state of the run without joining it."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """The connection was lost and made anew: what was under way may have happened or not."""
+
+
+@dataclass(frozen=True)
+class DocumentRead:
+    document: Document | None
+    token: Token
+
+
+@dataclass(frozen=True)
+class Swapped:
+    won: bool
+    document: Document
+    token: Token
+
+
+@dataclass(frozen=True)
+class Entered:
+    ticket: int
+    record: Record
+
+
+@dataclass(frozen=True)
+class PieceRead:
+    nonce: str
+    assigned: Assigned | None
+
+
+@dataclass(frozen=True)
+class RosterRead:
+    """What a completed round handed on; ``None`` where a part of it is missing."""
+
+    nonce: str
+    members: Sequence[Member] | None
+
+
+@dataclass(frozen=True)
+class LogRead:
+    """Lines of the roster's log: ``None`` for a hole, ``False`` for one buried or forgotten."""
+
+    lines: Sequence[tuple[int, Record | None | bool]]
+
+
+@dataclass(frozen=True)
+class BeatsRead:
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class MasterOpened:
+    """A store for the workers of a round was opened on this node."""
+
+    master: Master
+
+
+Stimulus = (
+    Join
+    | Withdraw
+    | Leave
+    | Close
+    | Look
+    | Tick
+    | Interrupted
+    | DocumentRead
+    | Swapped
+    | Entered
+    | PieceRead
+    | RosterRead
+    | LogRead
+    | BeatsRead
+    | MasterOpened
+)
+
+# ---------------------------------------------------------------- actions
+
+
+@dataclass(frozen=True)
+class Read:
+    """Read the document; answered by ``DocumentRead``."""
+
+
+@dataclass(frozen=True)
+class SwapDocument:
+    """Replace the document; answered by ``Swapped``."""
+
+    document: Document
+    token: Token | None
+
+
+@dataclass(frozen=True)
+class Attach:
+    """From now on everything is below this epoch."""
+
+    epoch: str
+
+
+@dataclass(frozen=True)
+class Enter:
+    """Append to the roster; answered by ``Entered``."""
+
+    record: Record
+
+
+@dataclass(frozen=True)
+class ReadPiece:
+    nonce: str
+    ticket: int
+
+
+@dataclass(frozen=True)
+class ReadRoster:
+    nonce: str
+    chunks: int
+
+
+@dataclass(frozen=True)
+class ReadLog:
+    after: int
+
+
+@dataclass(frozen=True)
+class ReadBeats:
+    nodes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Beat:
+    pass
+
+
+@dataclass(frozen=True)
+class Publish:
+    nonce: str
+    assigned: Mapping[int, Assigned]
+    chunks: Sequence[Sequence[Member]]
+
+
+@dataclass(frozen=True)
+class Bury:
+    ticket: int
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Free what no round needs any more."""
+
+    after: int
+    upto: int
+    nonce: str
+    tickets: Sequence[int]
+    chunks: int
+
+
+@dataclass(frozen=True)
+class OpenMaster:
+    """Open a store for the workers; answered by ``MasterOpened``, some time later."""
+
+
+class Refusal(enum.Enum):
+    """Why a call cannot be served."""
+
+    CLOSED = "the run is closed"
+    SURPLUS = "the run was closed while this node was a spare"
+    LEFT = "this node has left the run"
+
+
+@dataclass(frozen=True)
+class Refused:
+    refusal: Refusal
+
+
+@dataclass(frozen=True)
+class Joined:
+    """This node is in a completed round and knows all about it."""
+
+    round: int
+    rank: int
+    size: int
+    master: Master
+    gone: int
+    """Participants of the round before that were lost or left."""
+
+
+@dataclass(frozen=True)
+class Withdrawn:
+    """This node has left the roster again, and may join later."""
+
+
+@dataclass(frozen=True)
+class Departed:
+    """This node has left the run."""
+
+
+@dataclass(frozen=True)
+class Latched:
+    """The workers of this node have to be restarted for ``reason``."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The leader has seen the beat of ``node`` stop for ``silent`` seconds."""
+
+    node: Record
+    silent: float
+
+
+@dataclass(frozen=True)
+class TookOver:
+    """This node leads from now on; ``instead`` of the node of this name, if any."""
+
+    instead: str | None
+
+
+Action = (
+    Read
+    | SwapDocument
+    | Attach
+    | Enter
+    | ReadPiece
+    | ReadRoster
+    | ReadLog
+    | ReadBeats
+    | Beat
+    | Publish
+    | Bury
+    | Forget
+    | OpenMaster
+    | Refused
+    | Joined
+    | Withdrawn
+    | Departed
+    | Latched
+    | Lost
+    | TookOver
+)

@@ -1,0 +1,251 @@
+"""The bridge into torch's launcher: every installed backend as a ``--rdzv-backend``.
+
+torch loads the entry points of the group ``torchrun.handlers`` and calls each;
+:func:`register` is the only one of rdzv, and offers all backends at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from . import plugins
+from .api import RendezvousHandler as OwnHandler
+from .api import RendezvousParameters as OwnParameters
+from .errors import RendezvousError, RendezvousGracefulExitError, torch_compatible
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
+    from torch.distributed.elastic.rendezvous.api import (
+        RendezvousHandler,
+        RendezvousInfo,
+        RendezvousParameters,
+    )
+
+__all__ = ["register", "torchrun_name"]
+
+log = logging.getLogger(__name__)
+
+_TAKEN = frozenset({"c10d", "etcd", "etcd-v2"})
+"""Names that torch has given away; these backends of ours get a prefix."""
+
+_NOT_OFFERED = frozenset({"static"})
+"""torchrun forwards ``--node-rank`` to its own ``static`` alone."""
+
+
+def torchrun_name(backend: str) -> str | None:
+    """The name under which ``torchrun --rdzv-backend`` knows a backend, if at all."""
+    if backend in _NOT_OFFERED:
+        return None
+    return f"rdzv-{backend}" if backend in _TAKEN else backend
+
+
+def register() -> Callable[[RendezvousParameters], RendezvousHandler]:
+    """Offer all installed backends to torch. Called by torch, while it is being imported.
+
+    Only metadata is read: a broken plugin costs nobody the start, and tells what
+    is wrong with it when it is chosen.
+
+    Returns:
+        What torch registers under the name of the entry point, ``rdzv``: it
+        explains that a backend has to be chosen.
+    """
+    # Not the package: it is only half imported at this moment.
+    from torch.distributed.elastic.rendezvous.api import rendezvous_handler_registry
+
+    for backend in sorted({found.name for found in plugins.installed()}):
+        name = torchrun_name(backend)
+        if name is None:
+            continue
+        creator = functools.partial(_create, backend)
+        try:
+            rendezvous_handler_registry.register(name, creator)
+        except ValueError:
+            with contextlib.suppress(ValueError):
+                rendezvous_handler_registry.register(f"rdzv-{backend}", creator)
+    return _explain
+
+
+def _explain(params: RendezvousParameters) -> NoReturn:
+    names = sorted({found.name for found in plugins.installed()})
+    offered = [name for name in map(torchrun_name, names) if name is not None]
+    raise ValueError(
+        "'rdzv' is no backend itself. Give --rdzv-backend one of: "
+        + (", ".join(offered) or "(none is installed; try pip install rdzv-c10d)")
+    )
+
+
+def _create(backend: str, params: RendezvousParameters) -> RendezvousHandler:
+    from .registry import get_rendezvous_handler
+
+    own = OwnParameters(
+        backend=backend,
+        endpoint=params.endpoint,
+        run_id=params.run_id,
+        min_nodes=params.min_nodes,
+        max_nodes=params.max_nodes,
+        local_addr=params.local_addr,
+        **params.config,
+    )
+    with _as_torch():
+        return _bridge_class()(get_rendezvous_handler(own), params.backend)
+
+
+@contextlib.contextmanager
+def _as_torch() -> Iterator[None]:
+    """Raise our errors as torch's agent and launcher know them."""
+    try:
+        yield
+    except RendezvousError as exc:
+        kind = torch_compatible(type(exc))
+        if isinstance(exc, kind):
+            raise
+        raise kind(*exc.args) from exc
+
+
+class _Bridge:
+    """An rdzv handler as torch's agent uses one.
+
+    What torch does not say is found out here:
+
+    - ``shutdown()`` has no reason. torch calls it in a ``finally``, where
+      ``sys.exc_info()`` is the error that is on its way. None: the workers have
+      succeeded; ``ChildFailedError``: they failed for good. Both close the run.
+      Anything else is this agent's own trouble, and only this node leaves. After
+      a signal torch does not call it at all; the node leaves at exit.
+    - Workers fail when those of a dead node vanish, and torch's agent counts that
+      as a restart. If the next round shows that a participant was gone, the
+      restart is given back.
+    """
+
+    def __init__(self, handler: OwnHandler, backend: str) -> None:
+        self._handler = handler
+        self._backend = backend
+        self._restarts_left: int | None = None
+        self._surplus = False
+
+    def get_backend(self) -> str:
+        return self._backend
+
+    def get_run_id(self) -> str:
+        return self._handler.get_run_id()
+
+    @property
+    def use_agent_store(self) -> bool:
+        return self._handler.use_agent_store
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        agent = _calling_agent()
+        self._record("next_rendezvous", "RUNNING", "attempts to join the next round")
+        try:
+            with _as_torch():
+                info = self._handler.next_rendezvous()
+        except Exception as exc:
+            self._surplus = isinstance(exc, RendezvousGracefulExitError)
+            self._record("next_rendezvous", "FAILED", f"{type(exc).__name__}: {exc}")
+            raise
+        self._give_restart_back(agent)
+        self._record(
+            "next_rendezvous",
+            "RUNNING",
+            f"has joined a round as rank {info.rank} of {info.world_size}",
+            rank=info.rank,
+        )
+        return info  # type: ignore[return-value]
+
+    def _give_restart_back(self, agent: SimpleElasticAgent | None) -> None:
+        left = getattr(agent, "_remaining_restarts", None)
+        if agent is None or not isinstance(left, int):
+            return
+        charged = self._restarts_left is not None and left < self._restarts_left
+        if charged and getattr(self._handler, "gone_before_round", 0):
+            left += 1
+            agent._remaining_restarts = left
+            log.info("The workers failed with another node: this restart does not count.")
+        self._restarts_left = left
+
+    def is_closed(self) -> bool:
+        with _as_torch():
+            return self._handler.is_closed()
+
+    def set_closed(self) -> None:
+        with _as_torch():
+            self._handler.set_closed()
+
+    def num_nodes_waiting(self) -> int:
+        with _as_torch():
+            return self._handler.num_nodes_waiting()
+
+    def shutdown(self) -> bool:
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+        error = sys.exc_info()[1]
+        leave = getattr(self._handler, "leave", self._handler.shutdown)
+        if error is None or isinstance(error, ChildFailedError):
+            done = self._handler.shutdown()
+            self._record("shutdown", "SUCCEEDED", "has shut the rendezvous down")
+        else:
+            log.info("This agent ends with %s: the run goes on without it.", type(error).__name__)
+            done = bool(leave())
+            self._record("shutdown", "FAILED", f"leaves with {type(error).__name__}")
+        if self._surplus and isinstance(error, AttributeError) and _in_torchrun():
+            # torch 2.13 calls a method of the result that a surplus node has not
+            # got. The node was not needed: that is no failure.
+            raise SystemExit(0)
+        return done
+
+    def _record(self, method: str, state: str, what: str, rank: int | None = None) -> None:
+        from torch.distributed.elastic.events import NodeState, construct_and_record_rdzv_event
+
+        node = str(getattr(self._handler, "node", ""))
+        host, pid, local_id = [*node.rsplit("_", 2), "", ""][:3] if node else ("", "", "")
+        construct_and_record_rdzv_event(
+            name=f"{type(self._handler).__name__}.{method}",
+            run_id=self._handler.get_run_id(),
+            message=f"The node '{node}' {what} of the run '{self._handler.get_run_id()}'.",
+            node_state=NodeState[state],
+            hostname=host,
+            pid=int(pid) if pid.isdigit() else os.getpid(),
+            local_id=int(local_id) if local_id.isdigit() else None,
+            rank=rank,
+        )
+
+
+@functools.cache
+def _bridge_class() -> type[Any]:
+    from torch.distributed.elastic.rendezvous.api import RendezvousHandler
+
+    return type("RdzvHandler", (_Bridge, RendezvousHandler), {"__doc__": _Bridge.__doc__})
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _calling_agent() -> SimpleElasticAgent | None:
+    """The agent that is calling, if it is one of torch's: the handler is not told which."""
+    from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
+
+    for frame in _frames():
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, SimpleElasticAgent):
+            return caller
+    return None
+
+
+def _in_torchrun() -> bool:
+    """Whether torchrun is what called, rather than a program with a launcher in it."""
+    return any(
+        frame.f_code.co_name == "main"
+        and frame.f_code.co_filename.replace(os.sep, "/").endswith("torch/distributed/run.py")
+        for frame in _frames()
+    )

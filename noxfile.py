@@ -1,0 +1,110 @@
+"""The tasks of this tree: lint, build, tests, demo, bench."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+CONSTRAINTS = ROOT / "constraints.txt"
+DISTRIBUTIONS = (ROOT / "core", ROOT / "plugins" / "c10d")
+BUILD_TOOLS = ("build", "hatchling")
+TYPED = (
+    "core/src",
+    "plugins/c10d/src",
+    "noxfile.py",
+    "bench",
+    "examples",
+    "tests",
+)
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "virtualenv"
+# What is in an environment stays there from run to run; our own wheels are
+# installed anew every time.
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "tests"]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, formatting and types."""
+    install(session, "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    install(
+        session,
+        "hypothesis",
+        "importlib-metadata",
+        "matplotlib",
+        "msgspec",
+        "mypy",
+        "nox",
+        "numpy",
+        "packaging",
+        "pluggy",
+        "pytest",
+        "rich",
+        "torch",
+    )
+    # Not all of them exist in every state of the tree.
+    session.run("mypy", *(path for path in TYPED if (ROOT / path).exists()))
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the sdist and the wheel of each distribution into dist/."""
+    for path in build_all(session, ROOT / "dist"):
+        session.log(f"built {path.relative_to(ROOT)}")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests against the installed wheels; arguments go to pytest."""
+    install_wheels(session, "hypothesis", "numpy", "pytest", "pytest-timeout")
+    # Tests that are about the wheels themselves run where this is set.
+    session.run("pytest", *(session.posargs or ["tests"]), env={"RDZV_TEST_WHEELS": "1"})
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Run the elastic training demo; arguments go to it."""
+    install_wheels(session, "matplotlib", "numpy", "rich")
+    session.run("python", "examples/elastic_training/demo.py", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure rdzv against torch's own rendezvous; arguments go to the benchmark."""
+    install_wheels(session, "numpy")
+    session.run("python", "bench/run.py", *session.posargs)
+
+
+def install(session: nox.Session, *arguments: str) -> None:
+    """Install packages in the versions that this tree is tested with."""
+    session.install("-c", str(CONSTRAINTS), *arguments)
+
+
+def install_wheels(session: nox.Session, *others: str) -> None:
+    """Build our distributions and install their wheels, with other packages beside them."""
+    built = build_all(session, Path(session.create_tmp()) / "dist")
+    wheels = [str(path) for path in built if path.suffix == ".whl"]
+    install(session, *wheels, *others)
+    # pip keeps an installed wheel of the same version, whatever is in the new one.
+    install(session, "--force-reinstall", "--no-deps", *wheels)
+
+
+def build_all(session: nox.Session, target: Path) -> list[Path]:
+    """Build the distributions into an emptied folder, each wheel from its sdist."""
+    # In this environment rather than in one that is made for each build: quicker,
+    # and with the pinned tools.
+    install(session, *BUILD_TOOLS)
+    shutil.rmtree(target, ignore_errors=True)
+    for folder in DISTRIBUTIONS:
+        session.run(
+            "python", "-m", "build", "--no-isolation", "--outdir", str(target), str(folder),
+            silent=True,
+        )  # fmt: skip
+    return sorted(target.iterdir())

@@ -1,0 +1,331 @@
+"""A session on a ``torch.distributed.Store``: document, roster and beats under keys of their own."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from rdzv.dynamic_rendezvous.backend import Session, Swap, Token
+from rdzv.errors import RendezvousConnectionError, RendezvousStateError, torch_compatible
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+__all__ = ["Chain", "StoreSession", "call"]
+
+_NEVER = "?"
+"""Expected of a key by a read that must not write: nothing stored is ever equal to it."""
+
+_GONE = "-"
+"""Stands where something was that nobody needs any more. Never empty: to TCPStore's
+compare_set an empty value is the same as none."""
+
+_FEW = 2
+_IN_FLIGHT = 0.003
+"""Seconds that a record may lag behind its ticket before each is looked for by itself."""
+
+_SHORT = 1.0
+"""Waits up to this (seconds) look now and then: TCPStore writes a warning for each that times out."""
+
+_PAUSES = (0.001, 0.05)
+"""Seconds between two looks at a store that cannot push: the first, and the longest."""
+
+T = TypeVar("T")
+
+
+def call(what: str, operation: Callable[[], T]) -> T:
+    """Run a store's operation; its failures become ``RendezvousConnectionError``."""
+    try:
+        return operation()
+    except (RuntimeError, ValueError, OSError) as exc:
+        # torch's store errors are RuntimeErrors; TimeoutError is an OSError.
+        first = (str(exc).strip() or type(exc).__name__).splitlines()[0]
+        raise torch_compatible(RendezvousConnectionError)(
+            f"The connection to {what} has failed: {first}"
+        ) from exc
+
+
+class Keys:
+    """The few operations that everything here is made of.
+
+    Args:
+        store: The store.
+        what: What it is, for errors.
+        pushes: Whether its ``wait`` is answered by the server and blocks nobody else.
+    """
+
+    def __init__(self, store: Store, what: str, *, pushes: bool) -> None:
+        self.store = store
+        self.what = what
+        self.pushes = pushes
+        self.closed = threading.Event()
+
+    def peek(self, key: str) -> str | None:
+        """Read a key in one request that never blocks (``get`` blocks where it is missing)."""
+        found = self.swap(key, _NEVER, _NEVER)
+        return None if found == _NEVER else found
+
+    def swap(self, key: str, expected: str, value: str) -> str:
+        found = call(self.what, lambda: self.store.compare_set(key, expected, value))
+        try:
+            return found.decode()
+        except UnicodeDecodeError as exc:
+            raise torch_compatible(RendezvousStateError)(
+                f"The key {key!r} in {self.what} does not hold text."
+            ) from exc
+
+    def create(self, key: str, value: str) -> str:
+        """Write a key only where it is missing; returns what stands there now."""
+        return self.swap(key, "", value)
+
+    def add(self, key: str, amount: int) -> int:
+        return call(self.what, lambda: self.store.add(key, amount))
+
+    def set_all(self, pairs: Mapping[str, str]) -> None:
+        """Write without an answer, in effect before whatever this connection does next."""
+        keys, values = list(pairs), list(pairs.values())
+        call(self.what, lambda: self.store.multi_set(keys, values))  # type: ignore[arg-type]
+
+    def get_all(self, keys: Sequence[str]) -> list[bytes]:
+        """Read keys that are known to exist."""
+        return call(self.what, lambda: self.store.multi_get(list(keys)))
+
+    def exist(self, keys: Sequence[str]) -> bool:
+        return call(self.what, lambda: self.store.check(list(keys)))
+
+    def delete(self, key: str) -> None:
+        call(self.what, lambda: self.store.delete_key(key))
+
+    def wait(self, keys: Sequence[str], timeout: float) -> bool:
+        """Wait until all keys exist; whether they do."""
+        if self.pushes and timeout > _SHORT:
+            return self._wait_pushed(list(keys), timeout)
+        deadline = time.monotonic() + timeout
+        pause, longest = _PAUSES
+        while not self.exist(keys):
+            left = deadline - time.monotonic()
+            if left <= 0 or self.closed.wait(min(pause, left)):
+                return False
+            pause = min(1.5 * pause, longest)
+        return True
+
+    def _wait_pushed(self, keys: list[str], timeout: float) -> bool:
+        from torch.distributed import DistNetworkError, DistStoreError
+
+        def wait() -> bool:
+            try:
+                self.store.wait(keys, timedelta(seconds=timeout))
+            except DistNetworkError:
+                raise
+            except DistStoreError:
+                return False  # The time is up.
+            return True
+
+        return call(self.what, wait)
+
+
+class Chain:
+    """A value with compare-and-set, as a chain of keys that are written once, one a version.
+
+    Version v is ``<prefix>/v``. To replace it is to create v + 1, which only one
+    writer can; to wait for a change is to wait for that key. A hint says where
+    the chain's end is. Old versions become a short mark rather than being
+    deleted, or a writer that slept would find its next version free.
+    """
+
+    def __init__(self, keys: Keys, prefix: str) -> None:
+        self._keys = keys
+        self._prefix = prefix
+
+    def _key(self, version: int) -> str:
+        return f"{self._prefix}/{version}"
+
+    @property
+    def _hint_key(self) -> str:
+        return f"{self._prefix}/hint"
+
+    def _hint(self) -> int | None:
+        text = self._keys.peek(self._hint_key)
+        if text is None:
+            return None
+        if not (text.isascii() and text.isdigit() and len(text) < 19):
+            raise self._corrupt(self._hint_key, text)
+        return int(text)
+
+    def _corrupt(self, key: str, text: str) -> RendezvousStateError:
+        return torch_compatible(RendezvousStateError)(
+            f"The key {key!r} in {self._keys.what} holds {text[:40]!r}, which rdzv did not write. "
+            "Use another run id."
+        )
+
+    def read(self, known: int | None) -> tuple[str, int] | None:
+        """The value and its version; newer than ``known`` where there is a newer one."""
+        version = self._hint() if known is None else known + 1
+        while version is not None:
+            text = self._keys.peek(self._key(version))
+            if text is None:
+                if known is None or version != known + 1:
+                    return None
+                version, known = known, None
+            elif text == _GONE:
+                # The hint may be old: a writer can be slow to move it on.
+                version = max(version + 1, self._hint() or 0)
+            else:
+                return self._value(version, text), version
+        return None
+
+    def _value(self, version: int, text: str) -> str:
+        nonce, mark, value = text.partition(":")
+        if not mark or len(nonce) != 16:
+            raise self._corrupt(self._key(version), text)
+        return value
+
+    def swap(self, value: str, token: int | None) -> tuple[bool, str, int] | None:
+        """Replace version ``token``; (won, value, version), or ``None`` where nothing is stored."""
+        version = (token or 0) + 1
+        # The random part makes success certain where two write the same value.
+        text = f"{secrets.token_hex(8)}:{value}"
+        if token is None or self._keys.peek(self._key(token)) is not None:
+            found = self._keys.create(self._key(version), text)
+            if found == text:
+                # Only a hint: nothing waits for it, and it may be lost.
+                past = {self._key(version - 2): _GONE} if version > 2 else {}
+                self._keys.set_all({self._hint_key: str(version), **past})
+                return True, value, version
+            if found != _GONE:
+                return False, self._value(version, found), version
+        newest = self.read(None)
+        return None if newest is None else (False, *newest)
+
+    def wait(self, version: int, timeout: float) -> None:
+        self._keys.wait([self._key(version + 1)], timeout)
+
+
+class StoreSession(Session):
+    """One connection to a run on a store.
+
+    Args:
+        store: A store that no other session uses, if it ``pushes``.
+        run_id: The run.
+        what: What the store is, for errors.
+        pushes: See :class:`Keys`.
+    """
+
+    def __init__(self, store: Store, run_id: str, what: str, *, pushes: bool) -> None:
+        self._keys = Keys(store, what, pushes=pushes)
+        self._root = f"rdzv/{run_id}"
+        self._chain = Chain(self._keys, f"{self._root}/document")
+        self._base = ""
+        self._beating: set[str] = set()
+
+    # ------------------------------------------------------------ the document
+
+    def read(self, known: Token | None) -> tuple[bytes, Token] | None:
+        found = self._chain.read(known)
+        return None if found is None else (found[0].encode(), found[1])
+
+    def swap(self, document: bytes, token: Token | None) -> Swap:
+        found = self._chain.swap(document.decode(), token)
+        if found is None:
+            raise torch_compatible(RendezvousStateError)(
+                f"The document of the run has vanished from {self._keys.what}: it was restarted "
+                "without its data. Start the job again on all nodes."
+            )
+        won, text, version = found
+        return Swap(won, text.encode(), version)
+
+    def wait(self, token: Token, timeout: float) -> None:
+        self._chain.wait(token, timeout)
+
+    def attach(self, epoch: str) -> None:
+        self._base = f"{self._root}/{epoch}"
+
+    # ------------------------------------------------------------ the roster
+
+    def _record(self, ticket: int) -> str:
+        return f"{self._base}/record/{ticket}"
+
+    def enter(self, record: bytes) -> int:
+        text = record.decode()
+        while True:
+            ticket = self._keys.add(f"{self._base}/tickets", 1)
+            # Where the leader has buried the ticket meanwhile, take another one.
+            if self._keys.create(self._record(ticket), text) == text:
+                return ticket
+
+    def records(self, after: int) -> list[tuple[int, bytes | None]]:
+        tail = self._keys.add(f"{self._base}/tickets", 0)
+        tickets = range(after + 1, min(tail, after + 4096) + 1)
+        keys = [self._record(ticket) for ticket in tickets]
+        if len(keys) > _FEW and (
+            self._keys.exist(keys) or self._keys.wait(keys, _IN_FLIGHT)
+        ):
+            return list(zip(tickets, self._keys.get_all(keys), strict=True))
+        found = [self._keys.peek(key) for key in keys]
+        return [
+            (ticket, None if text is None else text.encode())
+            for ticket, text in zip(tickets, found, strict=True)
+        ]
+
+    def wait_records(self, after: int, count: int, timeout: float) -> None:
+        self._keys.wait([self._record(after + count)], timeout)
+
+    def bury(self, ticket: int) -> None:
+        self._keys.create(self._record(ticket), _GONE)
+
+    # ------------------------------------------------------------ beats
+
+    def _beat(self, node: str) -> str:
+        return f"{self._base}/beat/{node}"
+
+    def beat(self, node: str) -> None:
+        self._keys.add(self._beat(node), 1)
+
+    def beats(self, nodes: Sequence[str]) -> Mapping[str, int]:
+        if len(nodes) <= _FEW:
+            return {node: self._keys.add(self._beat(node), 0) for node in nodes}
+        self._make_exist([node for node in nodes if node not in self._beating])
+        values = self._keys.get_all([self._beat(node) for node in nodes])
+        return {node: self._count(node, v) for node, v in zip(nodes, values, strict=True)}
+
+    def _make_exist(self, nodes: Sequence[str]) -> None:
+        # A read of many keys blocks where one is missing: of a node that has not beaten yet.
+        if nodes and not self._keys.exist([self._beat(node) for node in nodes]):
+            for node in nodes:
+                self._keys.add(self._beat(node), 0)
+        self._beating.update(nodes)
+
+    def _count(self, node: str, value: bytes) -> int:
+        text = value[:20].decode(errors="replace")
+        if not text.isdecimal():
+            raise torch_compatible(RendezvousStateError)(
+                f"The key {self._beat(node)!r} in {self._keys.what} holds {text!r}, no counter. "
+                "Use another run id."
+            )
+        return int(text)
+
+    # ------------------------------------------------------------ pieces
+
+    def _piece(self, nonce: str, name: str) -> str:
+        return f"{self._base}/piece/{nonce}/{name}"
+
+    def publish(self, nonce: str, pieces: Mapping[str, bytes]) -> None:
+        self._keys.set_all({self._piece(nonce, n): piece.decode() for n, piece in pieces.items()})
+
+    def fetch(self, nonce: str, names: Sequence[str]) -> list[bytes | None]:
+        found = [self._keys.peek(self._piece(nonce, name)) for name in names]
+        return [None if text is None else text.encode() for text in found]
+
+    def forget(self, after: int, upto: int, nonce: str, names: Sequence[str]) -> None:
+        if upto > after:
+            self._keys.set_all({self._record(t): _GONE for t in range(after + 1, upto + 1)})
+        for name in names:
+            self._keys.delete(self._piece(nonce, name))
+
+    def close(self) -> None:
+        # The connection itself goes with the store object, once no call is in it.
+        self._keys.closed.set()
