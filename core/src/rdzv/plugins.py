@@ -11,9 +11,8 @@ import difflib
 import importlib
 import logging
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import importlib_metadata
 import pluggy
@@ -29,6 +28,9 @@ from rdzv.errors import (
     UnknownBackendError,
 )
 from rdzv.specs import BackendSpec, HandlerSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = [
     "BACKENDS",

@@ -11,8 +11,6 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import plugins
@@ -21,6 +19,9 @@ from .api import RendezvousParameters as OwnParameters
 from .errors import RendezvousError, RendezvousGracefulExitError, torch_compatible
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
     from torch.distributed.elastic.agent.server.api import SimpleElasticAgent
     from torch.distributed.elastic.rendezvous.api import (
         RendezvousHandler,
@@ -72,7 +73,7 @@ def register() -> Callable[[RendezvousParameters], RendezvousHandler]:
     return _explain
 
 
-def _explain(params: RendezvousParameters) -> NoReturn:
+def _explain(_: RendezvousParameters) -> NoReturn:
     names = sorted({found.name for found in plugins.installed()})
     offered = [name for name in map(torchrun_name, names) if name is not None]
     raise ValueError(
@@ -94,7 +95,8 @@ def _create(backend: str, params: RendezvousParameters) -> RendezvousHandler:
         **params.config,
     )
     with _as_torch():
-        return _bridge_class()(get_rendezvous_handler(own), params.backend)
+        bridge: RendezvousHandler = _bridge_class()(get_rendezvous_handler(own), params.backend)
+        return bridge
 
 
 @contextlib.contextmanager
@@ -160,13 +162,14 @@ class _Bridge:
         return info  # type: ignore[return-value]
 
     def _give_restart_back(self, agent: SimpleElasticAgent | None) -> None:
+        # Private, and looked at with care: there is no other way to tell the agent.
         left = getattr(agent, "_remaining_restarts", None)
         if agent is None or not isinstance(left, int):
             return
         charged = self._restarts_left is not None and left < self._restarts_left
-        if charged and getattr(self._handler, "gone_before_round", 0):
+        if charged and getattr(self._handler, "gone_before_round", None):
             left += 1
-            agent._remaining_restarts = left
+            agent._remaining_restarts = left  # noqa: SLF001 - see above
             log.info("The workers failed with another node: this restart does not count.")
         self._restarts_left = left
 
@@ -225,7 +228,7 @@ def _bridge_class() -> type[Any]:
 
 
 def _frames() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - the stack has no other door
     while frame is not None:
         yield frame
         frame = frame.f_back

@@ -12,64 +12,50 @@ Each has a session of its own. One lock makes the machine see one thing at a tim
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import RendezvousConnectionError, RendezvousError, StoreGoneError
-from .backend import Session
-from .document import Assigned, Document, Master, Member, Record, decode, encode
 from .leadership import Roster, Standing
-from .machine import Machine, Phase
 from .messages import (
     Action,
-    Attach,
-    Beat,
-    BeatsRead,
-    Bury,
-    DocumentRead,
-    Enter,
-    Entered,
-    Forget,
     Interrupted,
     Joined,
     Latched,
-    LogRead,
     MasterOpened,
     OpenMaster,
-    PieceRead,
-    Publish,
     Read,
-    ReadBeats,
     ReadLog,
-    ReadPiece,
-    ReadRoster,
-    RosterRead,
     Stimulus,
-    SwapDocument,
-    Swapped,
     Tick,
     TookOver,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .backend import Session
+    from .document import Master
+    from .machine import Machine
+from .perform import PERFORM, read_whole_roster
 
 __all__ = ["Driver"]
 
 log = logging.getLogger(__name__)
 
 _LONG = 3600.0
-"""Seconds after which a wait is begun again. It is only ever a hint: the machine re-reads by itself."""
+"""Seconds after which a wait is begun again: a hint that was lost, since the machine re-reads."""
 
 _BURST = 0.002
 """Seconds to let a burst of arrivals gather before the roster is read."""
 
 _RETRY = (0.05, 1.0)
 """Seconds between attempts to connect again: the first, and the longest."""
-
-_BURIED = b"-"
 
 A = TypeVar("A")
 
@@ -107,18 +93,25 @@ class Driver:
         """Guards all below."""
         self._waiters: list[tuple[threading.Condition, Callable[[], bool]]] = []
         self._commands: deque[Stimulus | Callable[[Session], None]] = deque()
-        self._outcomes: dict[type[Action], Action] = {}
+        self._outcomes: dict[type[object], object] = {}
         self._stopped = False
         self._sessions: set[Session] = set()
         self._masters: dict[Master, object] = {}
         self._master: object = None
         self._in_touch = time.monotonic()
         self._busy = False
+        self._resting = False
+        self._waits = 0
+        """Threads that are in a store's wait, from which only the store calls them back."""
+        self._threads = [
+            threading.Thread(target=run, name=f"rdzv-{run.__name__[5:]}", daemon=True)
+            for run in (self._run_ops, self._run_watch, self._run_lead)
+        ]
 
     def start(self) -> None:
-        """Connect and wait for commands. Connections are opened early, for some are slow to open."""
-        for run in (self._run_ops, self._run_watch, self._run_lead):
-            threading.Thread(target=run, name=f"rdzv-{run.__name__[5:]}", daemon=True).start()
+        """Connect, early since some connections are slow to open, and wait for commands."""
+        for thread in self._threads:
+            thread.start()
 
     # ------------------------------------------------------------ callers
 
@@ -132,11 +125,11 @@ class Driver:
         """Forget earlier outcomes of these kinds."""
         with self._changed:
             for kind in kinds:
-                self._outcomes.pop(kind, None)  # type: ignore[call-overload]
+                self._outcomes.pop(kind, None)
 
     def outcome(self, kind: type[A]) -> A | None:
         """The last action of this kind since it was forgotten."""
-        found = self._outcomes.get(kind)  # type: ignore[call-overload]
+        found = self._outcomes.get(kind)
         return found if isinstance(found, kind) else None
 
     def wait(self, happened: Callable[[], bool], deadline: Callable[[], float | None]) -> bool:
@@ -206,6 +199,19 @@ class Driver:
         self._masters.clear()
         self._master = None
 
+    def rest(self, seconds: float) -> bool:
+        """Wait for no more changes; returns whether no thread is in a wait within ``seconds``."""
+        self._resting = True
+        until = time.monotonic() + seconds
+        return self.wait(lambda: self._waits == 0, lambda: until) or self._waits == 0
+
+    def join(self, seconds: float) -> None:
+        """Wait for the threads to end, after :meth:`stop`."""
+        until = time.monotonic() + seconds
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, until - time.monotonic()))
+
     @property
     def stopped(self) -> bool:
         return self._stopped
@@ -222,10 +228,28 @@ class Driver:
         self._guard(self._lead, self._leads)
 
     def _leads(self) -> bool:
-        return self.machine.leading is not None and not self.machine.closed
+        machine = self.machine
+        return machine.leading is not None and not machine.closed and not self._resting
+
+    def _has_to_watch(self) -> bool:
+        # A closed run stays closed: there is nothing more to be told.
+        machine = self.machine
+        return machine.document is not None and not machine.closed and not self._resting
+
+    def _wait_in(self, wait: Callable[[], None]) -> None:
+        with self._changed:
+            if self._resting or self._stopped:
+                return
+            self._waits += 1
+        try:
+            wait()
+        finally:
+            with self._changed:
+                self._waits -= 1
+                self._wake()
 
     def _guard(self, body: Callable[[Session], None], needed: Callable[[], bool]) -> None:
-        """Once ``needed``, run ``body`` with a session; with another where the connection breaks."""
+        """Once ``needed``, run ``body`` with a session; with a new one where it breaks."""
         broken_at: float | None = None
         pause = _RETRY[0]
         while self._await(needed):
@@ -305,13 +329,13 @@ class Driver:
                 self._step(session, command)
 
     def _watch(self, session: Session) -> None:
-        while self._await(lambda: self.machine.document is not None):
+        while self._await(self._has_to_watch):
             document = self.machine.document
             if document is None:
                 continue
             session.attach(document.epoch)
             token = self.machine.token
-            session.wait(token, _LONG)
+            self._wait_in(functools.partial(session.wait, token, _LONG))
             with self._deciding:
                 # The ops thread may have read or written that very change.
                 if self.machine.token == token and not self._stopped:
@@ -325,7 +349,7 @@ class Driver:
                 continue
             session.attach(document.epoch)
             after, expected = leading.roster.seen, leading.expected(document)
-            session.wait_records(after, 1, _LONG)
+            self._wait_in(functools.partial(session.wait_records, after, 1, _LONG))
             if expected > 1:
                 session.wait_records(after, expected, _BURST)
             with self._deciding:
@@ -360,7 +384,7 @@ class Driver:
                 left.extend(reversed(self._on(answer)))
 
     def _do(self, session: Session, action: Action) -> Stimulus | None:
-        perform = _PERFORM.get(type(action))
+        perform = PERFORM.get(type(action))
         if perform is None:
             self._report(action)
             return None
@@ -388,7 +412,7 @@ class Driver:
     def _prepare_master(self) -> None:
         try:
             master, keep = self._open_master()
-        except Exception as exc:  # Whatever keeps rank 0 from opening a store ends its call.
+        except Exception as exc:  # noqa: BLE001 - whatever keeps rank 0 from opening a store ends its call.
             failure = RendezvousConnectionError(f"This node cannot open a store for workers: {exc}")
             failure.__cause__ = exc
             self._fail(failure)
@@ -405,19 +429,7 @@ class Driver:
 
     def describe(self, session: Session) -> Roster:
         """The roster as it is now, read afresh."""
-        document = self.machine.document
-        roster = Roster()
-        if document is None:
-            return roster
-        if document.round:
-            read = _read_roster(session, ReadRoster(document.nonce, document.chunks), self.machine)
-            roster.load(read.members or (), document.upto)
-        for ticket, record in _read_log(session, ReadLog(document.upto), self.machine).lines:
-            if isinstance(record, bool):
-                roster.fill(ticket)
-            else:
-                roster.fold(ticket, record, 0.0)
-        return roster
+        return read_whole_roster(session, self.machine)
 
     def others(self, session: Session) -> dict[str, int]:
         """The beat counters of all other nodes that have not left."""
@@ -426,103 +438,3 @@ class Driver:
         gone = {entry.node for entry in roster.those(Standing.LEFT)}
         mine = self.machine.node
         return dict(session.beats([node for node in nodes if node != mine and node not in gone]))
-
-
-# ---------------------------------------------------------------- one function an action
-
-
-def _decode_document(data: bytes, token: object) -> Document:
-    return decode(Document, data, f"The document of the run (version {token})")
-
-
-def _read(session: Session, action: Read, machine: Machine) -> Stimulus:
-    found = session.read(machine.token)
-    if found is None:
-        return DocumentRead(None, None)
-    return DocumentRead(_decode_document(*found), found[1])
-
-
-def _swap(session: Session, action: SwapDocument, machine: Machine) -> Stimulus:
-    swap = session.swap(encode(action.document), action.token)
-    return Swapped(swap.won, _decode_document(swap.document, swap.token), swap.token)
-
-
-def _attach(session: Session, action: Attach, machine: Machine) -> None:
-    session.attach(action.epoch)
-
-
-def _enter(session: Session, action: Enter, machine: Machine) -> Stimulus:
-    return Entered(session.enter(encode(action.record)), action.record)
-
-
-def _read_piece(session: Session, action: ReadPiece, machine: Machine) -> Stimulus:
-    (data,) = session.fetch(action.nonce, [str(action.ticket)])
-    assigned = None
-    if data is not None:
-        assigned = decode(Assigned, data, f"The rank for ticket {action.ticket}")
-    return PieceRead(action.nonce, assigned)
-
-
-def _chunk(number: int) -> str:
-    return f"roster-{number}"
-
-
-def _read_roster(session: Session, action: ReadRoster, machine: Machine) -> RosterRead:
-    chunks = session.fetch(action.nonce, [_chunk(n) for n in range(action.chunks)])
-    members: list[Member] = []
-    for number, data in enumerate(chunks):
-        if data is None:
-            return RosterRead(action.nonce, None)
-        members += decode(list[Member], data, f"Piece {number} of the roster")
-    return RosterRead(action.nonce, members)
-
-
-def _read_log(session: Session, action: ReadLog, machine: Machine) -> LogRead:
-    lines: list[tuple[int, Record | None | bool]] = []
-    for ticket, data in session.records(action.after):
-        if data is None:
-            lines.append((ticket, None))
-        elif data == _BURIED:
-            lines.append((ticket, False))
-        else:
-            lines.append((ticket, decode(Record, data, f"The roster's record {ticket}")))
-    return LogRead(lines)
-
-
-def _read_beats(session: Session, action: ReadBeats, machine: Machine) -> Stimulus:
-    return BeatsRead(session.beats(action.nodes))
-
-
-def _beat(session: Session, action: Beat, machine: Machine) -> None:
-    session.beat(machine.node)
-
-
-def _publish(session: Session, action: Publish, machine: Machine) -> None:
-    pieces = {str(ticket): encode(assigned) for ticket, assigned in action.assigned.items()}
-    pieces |= {_chunk(n): encode(members) for n, members in enumerate(action.chunks)}
-    session.publish(action.nonce, pieces)
-
-
-def _bury(session: Session, action: Bury, machine: Machine) -> None:
-    session.bury(action.ticket)
-
-
-def _forget(session: Session, action: Forget, machine: Machine) -> None:
-    names = [str(ticket) for ticket in action.tickets] + [_chunk(n) for n in range(action.chunks)]
-    session.forget(action.after, action.upto, action.nonce, names)
-
-
-_PERFORM: dict[type[Action], Callable[..., Stimulus | None]] = {
-    Read: _read,
-    SwapDocument: _swap,
-    Attach: _attach,
-    Enter: _enter,
-    ReadPiece: _read_piece,
-    ReadRoster: _read_roster,
-    ReadLog: _read_log,
-    ReadBeats: _read_beats,
-    Beat: _beat,
-    Publish: _publish,
-    Bury: _bury,
-    Forget: _forget,
-}

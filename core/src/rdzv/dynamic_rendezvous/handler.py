@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import logging
 import os
@@ -11,10 +10,8 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import events
 from ..api import RendezvousHandler, RendezvousInfo, RendezvousParameters, RendezvousStoreInfo
@@ -27,21 +24,19 @@ from ..errors import (
     RendezvousTimeoutError,
 )
 from .backend import RendezvousBackend, Session, SessionBackend
-from .document import Record
+from .document import Master, Record
 from .driver import Driver
 from .leader import Settings
 from .leadership import Roster, Standing
-from .liveness import Silence
+from .leaving import Leaver
 from .machine import Machine, Phase
 from .master import open_master
 from .messages import (
     Action,
     Close,
-    Departed,
     Join,
     Joined,
     Latched,
-    Leave,
     Look,
     Lost,
     Refusal,
@@ -51,8 +46,11 @@ from .messages import (
     Withdrawn,
 )
 from .roster import DocumentSession
+from .settings import RendezvousSettings, RendezvousTimeout, check
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch.distributed import Store
 
 __all__ = [
@@ -66,96 +64,6 @@ log = logging.getLogger(__name__)
 
 _GRACE = 1.5
 """Seconds beyond a call's deadline in which it still tries to leave things tidy."""
-
-_OPEN_LINGER = 5.0
-"""Seconds that the store's host stays for the others when it leaves a run that is not closed."""
-
-
-class RendezvousTimeout:
-    """How long the parts of a rendezvous may take.
-
-    Args:
-        join: Within which a round has to complete (600 s by default).
-        last_call: How long to wait for more nodes once ``min_nodes`` are here (30 s).
-        close: Within which the run has to be closed (30 s).
-        heartbeat: Within which a sign of life has to be taken by the store (5 s).
-            Kept for torch's callers: here a beat has no deadline of its own, see
-            ``patience``.
-
-    Raises:
-        ValueError: A time is not positive.
-    """
-
-    _DEFAULTS: ClassVar[dict[str, timedelta]] = {
-        "join": timedelta(seconds=600),
-        "last_call": timedelta(seconds=30),
-        "close": timedelta(seconds=30),
-        "heartbeat": timedelta(seconds=5),
-    }
-
-    def __init__(
-        self,
-        join: timedelta | None = None,
-        last_call: timedelta | None = None,
-        close: timedelta | None = None,
-        heartbeat: timedelta | None = None,
-    ) -> None:
-        self._join = self._checked("join", join)
-        self._last_call = self._checked("last_call", last_call)
-        self._close = self._checked("close", close)
-        self._heartbeat = self._checked("heartbeat", heartbeat)
-
-    @classmethod
-    def _checked(cls, name: str, value: timedelta | None) -> timedelta:
-        if value is None:
-            return cls._DEFAULTS[name]
-        if value <= timedelta(0):
-            raise ValueError(
-                f"The {name} timeout is {value.total_seconds():g} s; it must be positive."
-            )
-        return value
-
-    @property
-    def join(self) -> timedelta:
-        """Within which a round has to complete."""
-        return self._join
-
-    @property
-    def last_call(self) -> timedelta:
-        """How long to wait for more nodes once ``min_nodes`` are here."""
-        return self._last_call
-
-    @property
-    def close(self) -> timedelta:
-        """Within which the run has to be closed."""
-        return self._close
-
-    @property
-    def heartbeat(self) -> timedelta:
-        """Within which a sign of life has to be taken by the store."""
-        return self._heartbeat
-
-
-@dataclass(repr=False, eq=False, frozen=True)
-class RendezvousSettings:
-    """What a handler was made with.
-
-    Attributes:
-        run_id: The run.
-        min_nodes: The fewest nodes of a round.
-        max_nodes: The most nodes of a round.
-        timeout: How long the parts of a rendezvous may take.
-        keep_alive_interval: The time between two signs of life.
-        keep_alive_max_attempt: How many of them in a row have to be missed before
-            a node counts as lost.
-    """
-
-    run_id: str
-    min_nodes: int
-    max_nodes: int
-    timeout: RendezvousTimeout
-    keep_alive_interval: timedelta
-    keep_alive_max_attempt: int
 
 
 class DynamicRendezvousHandler(RendezvousHandler):
@@ -222,7 +130,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
         local_addr: str | None,
         patience: float,
     ) -> None:
-        _check(settings, patience)
+        check(settings, patience)
         self._settings = settings
         self._backend_name = backend_name
         self._store = store
@@ -254,17 +162,16 @@ class DynamicRendezvousHandler(RendezvousHandler):
             lambda: uuid.uuid4().hex[:16],
             random.random,
         )
-        reporter = _Reporter(settings.run_id, self._name, machine, self._observers)
+        self._reporter = _Reporter(settings.run_id, self._name, machine, self._observers)
         self._driver = Driver(
-            machine, _session_factory(backend), self._master_opener(), patience, reporter
+            machine, _session_factory(backend), self._master_opener(), patience, self._reporter
         )
         self._driver.start()
-        self._leaver = _Leaver(self._driver, backend, settings)
-        _LEAVERS.add(self._leaver)
+        self._leaver = Leaver(self._driver, backend, settings)
         # A handler that is dropped must not look alive.
         weakref.finalize(self, self._leaver.leave_soon).atexit = False
 
-    def _master_opener(self) -> Callable[[], tuple[object, object]]:
+    def _master_opener(self) -> Callable[[], tuple[Master, object]]:
         addr = self._addr
         return lambda: open_master(addr, shared=_shares_store())
 
@@ -295,9 +202,11 @@ class DynamicRendezvousHandler(RendezvousHandler):
         return 0 if self._info is None else self._info.round
 
     def get_backend(self) -> str:
+        """Return the name of the backend."""
         return self._backend_name
 
     def get_run_id(self) -> str:
+        """Return the run's name."""
         return self._settings.run_id
 
     @property
@@ -328,7 +237,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
         try:
             joined = self._join()
         except RendezvousError as exc:
-            self._emit(events.Failed, error=f"{type(exc).__name__}: {exc}")
+            self._reporter.emit(events.Failed, error=f"{type(exc).__name__}: {exc}")
             raise
         finally:
             self._joining.release()
@@ -341,7 +250,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
             joined.round,
             self._settings.run_id,
         )
-        self._emit(events.Completed, rank=joined.rank, world_size=joined.size)
+        self._reporter.emit(events.Completed, rank=joined.rank, world_size=joined.size)
         return RendezvousInfo(
             self._store_of_round(joined),
             joined.rank,
@@ -359,7 +268,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
         self._join_by = started + seconds
         driver.forget(Joined, Refused, Withdrawn)
         driver.submit(Join())
-        self._emit(events.Joined)
+        self._reporter.emit(events.Joined)
         if not driver.wait(self._join_ended, self._join_deadline):
             driver.submit(Withdraw(accept=True))
             until = time.monotonic() + _GRACE
@@ -494,7 +403,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
                 "store does not answer."
             )
         log.info("Node %s has closed the run '%s'.", self._name, self._settings.run_id)
-        self._emit(events.Closed)
+        self._reporter.emit(events.Closed)
 
     def shutdown(self) -> bool:
         """Close the run if this node is in its newest round, and leave it in any case.
@@ -536,21 +445,9 @@ class DynamicRendezvousHandler(RendezvousHandler):
         already = self._leaver.left
         done = self._leaver.leave(self._settings.timeout.close.total_seconds())
         if not already:
-            self._emit(events.Left)
+            self._reporter.emit(events.Left)
         self._observers.close()
         return done
-
-    def _emit(self, kind: type[events.Event], **fields: object) -> None:
-        if self._observers.active:
-            self._observers.emit(
-                kind(  # type: ignore[call-arg]
-                    run_id=self._settings.run_id,
-                    node=self._name,
-                    round=self._driver.machine.round,
-                    at=time.monotonic(),
-                    **fields,
-                )
-            )
 
 
 class _Reporter:
@@ -569,98 +466,22 @@ class _Reporter:
             log.info("Node %s has to form a new round: %s.", self._node, action.reason)
         elif isinstance(action, Lost):
             log.warning("Node %s was lost: silent for %.1f s.", action.node, action.silent)
-            self._emit(events.Lost, lost=(str(action.node),))
+            self.emit(events.Lost, lost=(str(action.node),))
         elif isinstance(action, TookOver):
             log.info("Node %s leads the run '%s' now.", self._node, self._run_id)
-            self._emit(events.LeaderChanged, leader=self._node)
+            self.emit(events.LeaderChanged, leader=self._node)
 
-    def _emit(self, kind: type[events.Event], **fields: object) -> None:
+    def emit(self, kind: type[events.Event], **fields: Any) -> None:
+        """Tell the observers, if there are any."""
         if self._observers.active:
-            self._observers.emit(
-                kind(  # type: ignore[call-arg]
-                    run_id=self._run_id,
-                    node=self._node,
-                    round=self._machine.round,
-                    at=time.monotonic(),
-                    **fields,
-                )
+            event = kind(
+                run_id=self._run_id,
+                node=self._node,
+                round=self._machine.round,
+                at=time.monotonic(),
+                **fields,
             )
-
-
-class _Leaver:
-    """Takes a node out of its run: when asked to, when its handler is dropped, at exit."""
-
-    def __init__(
-        self, driver: Driver, backend: RendezvousBackend, settings: RendezvousSettings
-    ) -> None:
-        self.left = False
-        self._driver = driver
-        self._backend = backend
-        self._silence = settings.keep_alive_interval.total_seconds() * (
-            settings.keep_alive_max_attempt + 1
-        )
-        self._interval = settings.keep_alive_interval.total_seconds()
-        self._pid = os.getpid()
-
-    def leave_soon(self) -> None:
-        """Leave without waiting for it."""
-        if not self.left:
-            self.left = True
-            self._driver.submit(Leave())
-            self._driver.submit(lambda _: self._driver.stop())
-
-    def leave_at_exit(self) -> None:
-        if os.getpid() == self._pid:  # A forked child is not the node.
-            self.leave(2.0)
-
-    def leave(self, seconds: float) -> bool:
-        if self.left:
-            return True
-        self.left = True
-        driver = self._driver
-        until = time.monotonic() + seconds
-        driver.forget(Departed)
-        done = True
-        if driver.machine.phase is not Phase.IDLE or driver.machine.leading is not None:
-            driver.submit(Leave())
-            done = driver.wait(lambda: driver.outcome(Departed) is not None, lambda: until)
-        if done and isinstance(self._backend, SessionBackend) and self._backend.is_host:
-            closed = driver.machine.closed
-            self._linger(seconds if closed else min(seconds, _OPEN_LINGER))
-        driver.stop()
-        return done and driver.error is None
-
-    def _linger(self, seconds: float) -> None:
-        """Stay while others need the store that this process hosts."""
-        driver = self._driver
-        until = time.monotonic() + seconds
-        silence = Silence(self._silence)
-        gone = threading.Event()
-        looked: list[bool] = []
-
-        def look(session: Session) -> None:
-            counts = driver.others(session)
-            silence.observe(counts, time.monotonic(), 0.2)
-            if all(silence.of(node) > self._silence for node in counts):
-                gone.set()
-            looked.append(True)
-
-        while time.monotonic() < until and driver.error is None and not gone.is_set():
-            looked.clear()
-            driver.submit(look)
-            driver.wait(lambda: bool(looked), lambda: until)
-            gone.wait(min(0.2, self._interval))
-
-
-_LEAVERS: weakref.WeakSet[_Leaver] = weakref.WeakSet()
-
-
-@atexit.register
-def _leave_all() -> None:
-    # A signal ends torch's agent without a shutdown: the others should not have
-    # to wait for the silence that follows.
-    for leaver in list(_LEAVERS):
-        leaver.leave_at_exit()
+            self._observers.emit(event)
 
 
 def _shares_store() -> bool:
@@ -674,30 +495,6 @@ def _session_factory(backend: RendezvousBackend) -> Callable[[], Session]:
     return lambda: DocumentSession(backend, lock)
 
 
-def _check(settings: RendezvousSettings, patience: float) -> None:
-    if not settings.run_id:
-        raise ValueError("The run id must be a non-empty string.")
-    if settings.min_nodes < 1:
-        raise ValueError(f"min_nodes is {settings.min_nodes}; it must be 1 or more.")
-    if settings.max_nodes < settings.min_nodes:
-        raise ValueError(
-            f"max_nodes is {settings.max_nodes}; it must be min_nodes ({settings.min_nodes}) or "
-            "more."
-        )
-    if settings.keep_alive_interval <= timedelta(0):
-        raise ValueError(
-            f"keep_alive_interval is {settings.keep_alive_interval.total_seconds():g} s; it must "
-            "be positive."
-        )
-    if settings.keep_alive_max_attempt < 2:
-        raise ValueError(
-            f"keep_alive_max_attempt is {settings.keep_alive_max_attempt}; it must be 2 or more, "
-            "since one late beat is no death."
-        )
-    if patience <= 0:
-        raise ValueError(f"patience is {patience:g} s; it must be positive.")
-
-
 def _who(roster: Roster, settings: RendezvousSettings, me: str) -> str:
     here = roster.those(Standing.BACK, Standing.NEW)
     names = ", ".join(str(entry.record) for entry in here if str(entry.record) != me)
@@ -705,9 +502,7 @@ def _who(roster: Roster, settings: RendezvousSettings, me: str) -> str:
     parts = [f"here were this node ({me})" + (f" and {names}" if names else " alone")]
     absent = roster.those(Standing.HERE)
     if absent:
-        parts.append(
-            "still to come back: " + ", ".join(str(entry.record) for entry in absent)
-        )
+        parts.append("still to come back: " + ", ".join(str(entry.record) for entry in absent))
     lost = roster.those(Standing.LOST, Standing.LEFT)
     if lost:
         parts.append("gone: " + ", ".join(str(entry.record) for entry in lost))
@@ -745,7 +540,7 @@ def create_handler(
         return None
 
     attempts = params.get_as_int("keep_alive_max_attempt", 5)
-    handler = DynamicRendezvousHandler(
+    return DynamicRendezvousHandler(
         RendezvousSettings(
             params.run_id,
             params.min_nodes,
@@ -765,7 +560,6 @@ def create_handler(
         params.local_addr or default_address(_host_of(params.endpoint)),
         params.get_as_seconds("patience", 60.0),
     )
-    return handler
 
 
 def _host_of(endpoint: str) -> str | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from .backend import Token
 from .document import Assigned, Document, Leader, Master
 from .leadership import Complete, Entry, Hold, Reopen, Roster, Standing, Waiting, decide
 from .liveness import Silence
@@ -24,6 +23,11 @@ from .messages import (
     RosterRead,
     SwapDocument,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from .backend import Token
 
 __all__ = ["Leading", "Settings", "amend"]
 

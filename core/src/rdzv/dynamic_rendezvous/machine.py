@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ..errors import RendezvousStateError
-from .backend import Token
 from .document import SCHEMA, Assigned, Change, Document, Leader, Master, Record
 from .leader import Leading, Settings, amend
 from .liveness import Silence
@@ -49,9 +47,15 @@ from .messages import (
     Swapped,
     Tick,
     TookOver,
+    Touch,
     Withdraw,
     Withdrawn,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .backend import Token
 
 __all__ = ["TRANSITIONS", "IllegalTransition", "Machine", "Phase"]
 
@@ -109,7 +113,7 @@ TRANSITIONS: dict[tuple[Phase, Phase], str] = {
 } | {(phase, Phase.LEFT): "leaves the run" for phase in Phase if phase is not Phase.LEFT}
 
 
-class IllegalTransition(AssertionError):
+class IllegalTransition(AssertionError):  # noqa: N818 - what it is called in the field
     """The machine was led where it cannot go: a bug, told with its history."""
 
 
@@ -161,6 +165,7 @@ class Machine:
             Leave: self._on_leave,
             Close: self._on_close,
             Look: self._on_look,
+            Touch: self._on_touch,
             Tick: self._on_tick,
             Interrupted: self._on_interrupted,
             DocumentRead: self._on_document,
@@ -224,6 +229,9 @@ class Machine:
 
     def _on_look(self, _: Look, now: float) -> list[Action]:
         return [Read()]
+
+    def _on_touch(self, _: Touch, now: float) -> list[Action]:
+        return [] if self.document is None else [self._swap(self.document)]
 
     def _on_withdraw(self, withdraw: Withdraw, now: float) -> list[Action]:
         if self.phase is Phase.LEFT:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from .backend import Token
-from .document import Assigned, Document, Master, Member, Record
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .backend import Token
+    from .document import Assigned, Document, Master, Member, Record
 
 # ---------------------------------------------------------------- stimuli
 
@@ -40,6 +43,11 @@ class Look:
 
 
 @dataclass(frozen=True)
+class Touch:
+    """Write the document anew as it is, so that whoever waits for a change looks."""
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time has passed."""
 
@@ -51,12 +59,16 @@ class Interrupted:
 
 @dataclass(frozen=True)
 class DocumentRead:
+    """The document as it was read; ``None`` where there is none."""
+
     document: Document | None
     token: Token
 
 
 @dataclass(frozen=True)
 class Swapped:
+    """The outcome of a compare-and-set of the document, and what is stored now."""
+
     won: bool
     document: Document
     token: Token
@@ -64,12 +76,16 @@ class Swapped:
 
 @dataclass(frozen=True)
 class Entered:
+    """A record of this node stands in the roster under this ticket."""
+
     ticket: int
     record: Record
 
 
 @dataclass(frozen=True)
 class PieceRead:
+    """This node's place in the round that ``nonce`` names; ``None`` where it has none."""
+
     nonce: str
     assigned: Assigned | None
 
@@ -86,11 +102,13 @@ class RosterRead:
 class LogRead:
     """Lines of the roster's log: ``None`` for a hole, ``False`` for one buried or forgotten."""
 
-    lines: Sequence[tuple[int, Record | None | bool]]
+    lines: Sequence[tuple[int, Record | bool | None]]
 
 
 @dataclass(frozen=True)
 class BeatsRead:
+    """One look at the beat counters of nodes."""
+
     counts: Mapping[str, int]
 
 
@@ -107,6 +125,7 @@ Stimulus = (
     | Leave
     | Close
     | Look
+    | Touch
     | Tick
     | Interrupted
     | DocumentRead
@@ -151,33 +170,43 @@ class Enter:
 
 @dataclass(frozen=True)
 class ReadPiece:
+    """Read the place under ``ticket``; answered by ``PieceRead``."""
+
     nonce: str
     ticket: int
 
 
 @dataclass(frozen=True)
 class ReadRoster:
+    """Read what a completed round handed on; answered by ``RosterRead``."""
+
     nonce: str
     chunks: int
 
 
 @dataclass(frozen=True)
 class ReadLog:
+    """Read the roster's log above a ticket; answered by ``LogRead``."""
+
     after: int
 
 
 @dataclass(frozen=True)
 class ReadBeats:
+    """Look at the beats of these nodes; answered by ``BeatsRead``."""
+
     nodes: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Beat:
-    pass
+    """Give a sign of life."""
 
 
 @dataclass(frozen=True)
 class Publish:
+    """Store an assignment, before the document names it."""
+
     nonce: str
     assigned: Mapping[int, Assigned]
     chunks: Sequence[Sequence[Member]]
@@ -185,6 +214,8 @@ class Publish:
 
 @dataclass(frozen=True)
 class Bury:
+    """Fill a hole in the roster."""
+
     ticket: int
 
 
@@ -214,6 +245,8 @@ class Refusal(enum.Enum):
 
 @dataclass(frozen=True)
 class Refused:
+    """A call cannot be served."""
+
     refusal: Refusal
 
 

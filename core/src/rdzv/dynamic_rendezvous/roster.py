@@ -8,17 +8,20 @@ own even where a backend infers success from equal bytes.
 
 from __future__ import annotations
 
+import functools
 import random
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import msgspec
 
 from ..errors import RendezvousConnectionError, RendezvousError, RendezvousStateError
 from .backend import MAX_STATE_BYTES, RendezvousBackend, Session, Swap, Token
 from .document import Name, decode, encode
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["DocumentSession"]
 
@@ -80,19 +83,19 @@ class DocumentSession(Session):
         while True:
             state, token = found if found is not None else (_State(schema=1, write=""), None)
             result = change(state)
-            state.write = f"{random.getrandbits(64):016x}"
+            state.write = secrets.token_hex(8)
             data = encode(state)
             if len(data) > MAX_STATE_BYTES:
                 raise RendezvousStateError(
                     f"{self._where} would take {len(data)} bytes. A backend without a roster of "
                     "its own serves tens of nodes; use another one for more."
                 )
-            answer = self._call(lambda data=data, token=token: self._backend.set_state(data, token))
+            answer = self._call(functools.partial(self._backend.set_state, data, token))
             if answer is not None:
                 stored = decode(_State, answer[0], self._where)
                 if stored.write == state.write:
                     return result
-            time.sleep(random.uniform(0, pause))
+            time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, no secret
             pause = min(2 * pause, _LONGEST_PAUSE)
             found = self._get() if answer is None else (stored, answer[1])
 
@@ -109,14 +112,14 @@ class DocumentSession(Session):
 
         def change(state: _State) -> Swap:
             if state.changes != expected:
-                raise _Stale(Swap(False, state.document.encode(), state.changes))
+                raise _StaleError(Swap(False, state.document.encode(), state.changes))
             state.document = document.decode()
             state.changes += 1
             return Swap(True, document, state.changes)
 
         try:
             return self._change(change)
-        except _Stale as stale:
+        except _StaleError as stale:
             return stale.found
 
     def wait(self, token: Token, timeout: float) -> None:
@@ -201,7 +204,7 @@ class DocumentSession(Session):
         self._closed = True
 
 
-class _Stale(Exception):
+class _StaleError(Exception):
     """The document is not the one that was to be replaced."""
 
     def __init__(self, found: Swap) -> None:
@@ -216,7 +219,7 @@ _BY_NAME = {
 
 
 def _translated(exc: Exception, backend: str) -> Exception:
-    """torch's errors as ours: a backend written for torch raises those. Others stay."""
+    """Ours for one of torch's, which a backend written for torch raises; others as they are."""
     for kind in type(exc).__mro__:
         if kind.__module__.startswith("torch.") and kind.__name__ in _BY_NAME:
             return _BY_NAME[kind.__name__](f"The backend {backend!r} failed: {exc}")

@@ -10,9 +10,8 @@ import tempfile
 import threading
 import time
 from base64 import b64decode, b64encode
-from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch.distributed import FileStore, TCPStore
 
@@ -20,7 +19,6 @@ from rdzv.dynamic_rendezvous.backend import Session, SessionBackend, Token
 from rdzv.endpoint import matches_machine, parse_rendezvous_endpoint
 from rdzv.errors import (
     RendezvousConnectionError,
-    RendezvousError,
     RendezvousStateError,
     StoreGoneError,
     torch_compatible,
@@ -29,6 +27,8 @@ from rdzv.errors import (
 from .session import Chain, Keys, StoreSession
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch.distributed import Store
 
     from rdzv.api import RendezvousParameters
@@ -43,6 +43,9 @@ DEFAULT_PORT = 29400
 _CONNECT = 30.0
 """Seconds that one attempt to open a connection may take: the server looks up the name of each
 that connects, in its only thread."""
+
+_AT_START = 2
+"""Sessions that every node opens; a further one may be opened because a connection broke."""
 
 _REACH = 5.0
 """Seconds within which a store that is there accepts a connection."""
@@ -69,7 +72,7 @@ class C10dRendezvousBackend(SessionBackend):
     def __init__(self, store: Store, run_id: str, *, is_host: bool = False) -> None:
         if not run_id:
             raise ValueError("The run id must be a non-empty string.")
-        self._store = store
+        self._store: Any = store  # torch's stubs do not know all of its attributes.
         self._run_id = run_id
         self._is_host = is_host
         self._what = _describe(store)
@@ -113,24 +116,29 @@ class C10dRendezvousBackend(SessionBackend):
     def open_session(self) -> Session:
         store = self._store
         if isinstance(store, TCPStore):
-            self._opened += 1
-            if self._opened > 3:  # Ops, watch and lead: one more is a connection made again.
+            if self._opened >= _AT_START:
                 _check_port(store.host, store.port)
+            self._opened += 1
             connection = _bounded(
                 lambda: _connect(store.host, store.port, _CONNECT), _CONNECT + 1, self._what
             )
             return StoreSession(connection, self._run_id, self._what, pushes=True)
         if isinstance(store, FileStore):
-            store = FileStore(store.path, -1)
+            store = FileStore(_path(store), -1)
         return StoreSession(store, self._run_id, self._what, pushes=False)
 
 
-def _describe(store: Store) -> str:
+def _describe(store: Any) -> str:
     if isinstance(store, TCPStore):
         return f"the TCPStore at {store.host}:{store.port}"
     if isinstance(store, FileStore):
-        return f"the FileStore {store.path!r}"
+        return f"the FileStore {_path(store)!r}"
     return f"the store {type(store).__name__}"
+
+
+def _path(store: Any) -> str:
+    path: str = store.path
+    return path
 
 
 def _connect(host: str, port: int, seconds: float) -> TCPStore:
@@ -167,7 +175,7 @@ def _bounded(operation: Callable[[], T], seconds: float, what: str) -> T:
     def run() -> None:
         try:
             done.append(operation())
-        except BaseException as exc:  # Handed to the caller below.
+        except BaseException as exc:  # noqa: BLE001 - handed to the caller below.
             failed.append(exc)
 
     thread = threading.Thread(target=run, name="rdzv-connect", daemon=True)
@@ -178,9 +186,9 @@ def _bounded(operation: Callable[[], T], seconds: float, what: str) -> T:
     reason = f"no answer within {seconds:g} s"
     if failed:
         reason = (str(failed[0]).strip() or type(failed[0]).__name__).splitlines()[0]
-    raise torch_compatible(RendezvousConnectionError)(
-        f"Cannot connect to {what}: {reason}"
-    ) from (failed[0] if failed else None)
+    raise torch_compatible(RendezvousConnectionError)(f"Cannot connect to {what}: {reason}") from (
+        failed[0] if failed else None
+    )
 
 
 def create_backend(params: RendezvousParameters) -> tuple[C10dRendezvousBackend, Store]:
@@ -291,7 +299,8 @@ def _join_host(host: str, port: int, timeout: float, patience: float) -> TCPStor
     while True:
         try:
             # Looked at first: TCPStore's own connecting is deaf to a shorter deadline.
-            socket.create_connection((host, port), timeout=max(0.1, deadline - time.monotonic())).close()
+            left = max(0.1, deadline - time.monotonic())
+            socket.create_connection((host, port), timeout=left).close()
             break
         except OSError as exc:
             if time.monotonic() + pause >= deadline:
@@ -304,5 +313,3 @@ def _join_host(host: str, port: int, timeout: float, patience: float) -> TCPStor
             pause = min(2 * pause, 0.5)
     left = max(1.0, deadline - time.monotonic())
     return _bounded(lambda: _connect(host, port, timeout), left, f"the store at {host}:{port}")
-
-

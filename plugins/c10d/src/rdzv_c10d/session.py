@@ -1,18 +1,19 @@
-"""A session on a ``torch.distributed.Store``: document, roster and beats under keys of their own."""
+"""A session on a ``torch.distributed.Store``: document, roster and beats under their own keys."""
 
 from __future__ import annotations
 
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rdzv.dynamic_rendezvous.backend import Session, Swap, Token
 from rdzv.errors import RendezvousConnectionError, RendezvousStateError, torch_compatible
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from torch.distributed import Store
 
 __all__ = ["Chain", "StoreSession", "call"]
@@ -29,7 +30,7 @@ _IN_FLIGHT = 0.003
 """Seconds that a record may lag behind its ticket before each is looked for by itself."""
 
 _SHORT = 1.0
-"""Waits up to this (seconds) look now and then: TCPStore writes a warning for each that times out."""
+"""Waits up to this (seconds) look now and then: TCPStore logs a warning where one times out."""
 
 _PAUSES = (0.001, 0.05)
 """Seconds between two looks at a store that cannot push: the first, and the longest."""
@@ -59,7 +60,7 @@ class Keys:
     """
 
     def __init__(self, store: Store, what: str, *, pushes: bool) -> None:
-        self.store = store
+        self.store: Any = store  # torch's stubs do not know all of its methods.
         self.what = what
         self.pushes = pushes
         self.closed = threading.Event()
@@ -70,7 +71,7 @@ class Keys:
         return None if found == _NEVER else found
 
     def swap(self, key: str, expected: str, value: str) -> str:
-        found = call(self.what, lambda: self.store.compare_set(key, expected, value))
+        found: bytes = call(self.what, lambda: self.store.compare_set(key, expected, value))
         try:
             return found.decode()
         except UnicodeDecodeError as exc:
@@ -83,19 +84,22 @@ class Keys:
         return self.swap(key, "", value)
 
     def add(self, key: str, amount: int) -> int:
-        return call(self.what, lambda: self.store.add(key, amount))
+        total: int = call(self.what, lambda: self.store.add(key, amount))
+        return total
 
     def set_all(self, pairs: Mapping[str, str]) -> None:
         """Write without an answer, in effect before whatever this connection does next."""
         keys, values = list(pairs), list(pairs.values())
-        call(self.what, lambda: self.store.multi_set(keys, values))  # type: ignore[arg-type]
+        call(self.what, lambda: self.store.multi_set(keys, values))
 
     def get_all(self, keys: Sequence[str]) -> list[bytes]:
         """Read keys that are known to exist."""
-        return call(self.what, lambda: self.store.multi_get(list(keys)))
+        values: list[bytes] = call(self.what, lambda: self.store.multi_get(list(keys)))
+        return values
 
     def exist(self, keys: Sequence[str]) -> bool:
-        return call(self.what, lambda: self.store.check(list(keys)))
+        there: bool = call(self.what, lambda: self.store.check(list(keys)))
+        return there
 
     def delete(self, key: str) -> None:
         call(self.what, lambda: self.store.delete_key(key))
@@ -261,9 +265,7 @@ class StoreSession(Session):
         tail = self._keys.add(f"{self._base}/tickets", 0)
         tickets = range(after + 1, min(tail, after + 4096) + 1)
         keys = [self._record(ticket) for ticket in tickets]
-        if len(keys) > _FEW and (
-            self._keys.exist(keys) or self._keys.wait(keys, _IN_FLIGHT)
-        ):
+        if len(keys) > _FEW and (self._keys.exist(keys) or self._keys.wait(keys, _IN_FLIGHT)):
             return list(zip(tickets, self._keys.get_all(keys), strict=True))
         found = [self._keys.peek(key) for key in keys]
         return [

@@ -1,0 +1,126 @@
+"""Taking a node out of its run: when it asks, when its handler is dropped, at exit."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING
+
+from .backend import RendezvousBackend, SessionBackend
+from .liveness import Silence
+from .machine import Phase
+from .messages import Departed, Leave, Touch
+
+if TYPE_CHECKING:
+    from .backend import Session
+    from .driver import Driver
+    from .settings import RendezvousSettings
+
+__all__ = ["Leaver"]
+
+_OPEN_LINGER = 5.0
+"""Seconds that the store's host stays for the others when it leaves a run that is not closed."""
+
+_AT_EXIT = 2.0
+"""Seconds that the end of a process may be held up for telling the others."""
+
+_QUIET = (0.1, 0.5)
+"""Seconds for the threads to come out of their waits by themselves, and when called."""
+
+_LOOK_PAUSE = 0.2
+"""Seconds between two looks at who is still there, while the store's host lingers."""
+
+
+class Leaver:
+    """Takes the node of one driver out of its run, once."""
+
+    def __init__(
+        self, driver: Driver, backend: RendezvousBackend, settings: RendezvousSettings
+    ) -> None:
+        self.left = False
+        self._driver = driver
+        self._backend = backend
+        interval = settings.keep_alive_interval.total_seconds()
+        self._silence = interval * (settings.keep_alive_max_attempt + 1)
+        self._pid = os.getpid()
+        _ALL.add(self)
+
+    def leave_soon(self) -> None:
+        """Leave without waiting for it."""
+        if not self.left:
+            self.left = True
+            self._driver.submit(Leave())
+            self._driver.submit(lambda _: self._driver.stop())
+
+    def leave_at_exit(self) -> None:
+        """Leave as the process ends."""
+        if os.getpid() == self._pid:  # A forked child is not the node.
+            self.leave(_AT_EXIT)
+
+    def leave(self, seconds: float) -> bool:
+        """Leave within ``seconds``; returns whether the others could be told."""
+        if self.left:
+            return True
+        self.left = True
+        driver = self._driver
+        until = time.monotonic() + seconds
+        driver.forget(Departed)
+        done = True
+        if driver.machine.phase is not Phase.IDLE or driver.machine.leading is not None:
+            driver.submit(Leave())
+            done = driver.wait(lambda: driver.outcome(Departed) is not None, lambda: until)
+        if done and isinstance(self._backend, SessionBackend) and self._backend.is_host:
+            closed = driver.machine.closed
+            self._linger(seconds if closed else min(seconds, _OPEN_LINGER))
+        self._come_to_rest()
+        return done and driver.error is None
+
+    def _linger(self, seconds: float) -> None:
+        """Stay while others need the store that this process hosts."""
+        driver = self._driver
+        until = time.monotonic() + seconds
+        silence = Silence(self._silence)
+        gone = threading.Event()
+        looked = threading.Event()
+
+        def look(session: Session) -> None:
+            counts = driver.others(session)
+            silence.observe(counts, time.monotonic(), _LOOK_PAUSE)
+            if all(silence.of(node) > self._silence for node in counts):
+                gone.set()
+            looked.set()
+
+        while time.monotonic() < until and driver.error is None and not gone.is_set():
+            looked.clear()
+            driver.submit(look)
+            driver.wait(looked.is_set, lambda: until)
+            gone.wait(_LOOK_PAUSE)
+
+    def _come_to_rest(self) -> None:
+        """Have the driver's threads out of the store before the process can end.
+
+        A thread that comes back from a store's library while the interpreter is
+        being torn down aborts the process. Leaving has mostly woken them; what
+        still waits for the document to change is given a change.
+        """
+        driver = self._driver
+        by_itself, when_called = _QUIET
+        if not driver.rest(by_itself):
+            driver.submit(Touch())
+            driver.rest(when_called)
+        driver.stop()
+        driver.join(when_called)
+
+
+_ALL: weakref.WeakSet[Leaver] = weakref.WeakSet()
+
+
+@atexit.register
+def _leave_all() -> None:
+    # A signal ends torch's agent without a shutdown: the others should not have
+    # to wait for the silence that follows.
+    for leaver in list(_ALL):
+        leaver.leave_at_exit()

@@ -1,0 +1,155 @@
+"""One function an action: what each means on a session, and what it answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .document import Assigned, Document, Member, Record, decode, encode
+from .leadership import Roster
+from .messages import (
+    Action,
+    Attach,
+    Beat,
+    BeatsRead,
+    Bury,
+    DocumentRead,
+    Enter,
+    Entered,
+    Forget,
+    LogRead,
+    PieceRead,
+    Publish,
+    Read,
+    ReadBeats,
+    ReadLog,
+    ReadPiece,
+    ReadRoster,
+    RosterRead,
+    Stimulus,
+    SwapDocument,
+    Swapped,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .backend import Session
+    from .machine import Machine
+
+__all__ = ["PERFORM", "read_whole_roster"]
+
+_BURIED = b"-"
+
+
+def _decode_document(data: bytes, token: object) -> Document:
+    return decode(Document, data, f"The document of the run (version {token})")
+
+
+def _read(session: Session, action: Read, machine: Machine) -> Stimulus:
+    found = session.read(machine.token)
+    if found is None:
+        return DocumentRead(None, None)
+    return DocumentRead(_decode_document(*found), found[1])
+
+
+def _swap(session: Session, action: SwapDocument, machine: Machine) -> Stimulus:
+    swap = session.swap(encode(action.document), action.token)
+    return Swapped(swap.won, _decode_document(swap.document, swap.token), swap.token)
+
+
+def _attach(session: Session, action: Attach, machine: Machine) -> None:
+    session.attach(action.epoch)
+
+
+def _enter(session: Session, action: Enter, machine: Machine) -> Stimulus:
+    return Entered(session.enter(encode(action.record)), action.record)
+
+
+def _read_piece(session: Session, action: ReadPiece, machine: Machine) -> Stimulus:
+    (data,) = session.fetch(action.nonce, [str(action.ticket)])
+    assigned = None
+    if data is not None:
+        assigned = decode(Assigned, data, f"The rank for ticket {action.ticket}")
+    return PieceRead(action.nonce, assigned)
+
+
+def _chunk(number: int) -> str:
+    return f"roster-{number}"
+
+
+def _read_roster(session: Session, action: ReadRoster, machine: Machine) -> RosterRead:
+    chunks = session.fetch(action.nonce, [_chunk(n) for n in range(action.chunks)])
+    members: list[Member] = []
+    for number, data in enumerate(chunks):
+        if data is None:
+            return RosterRead(action.nonce, None)
+        members += decode(list[Member], data, f"Piece {number} of the roster")
+    return RosterRead(action.nonce, members)
+
+
+def _read_log(session: Session, action: ReadLog, machine: Machine) -> LogRead:
+    lines: list[tuple[int, Record | bool | None]] = []
+    for ticket, data in session.records(action.after):
+        if data is None:
+            lines.append((ticket, None))
+        elif data == _BURIED:
+            lines.append((ticket, False))
+        else:
+            lines.append((ticket, decode(Record, data, f"The roster's record {ticket}")))
+    return LogRead(lines)
+
+
+def _read_beats(session: Session, action: ReadBeats, machine: Machine) -> Stimulus:
+    return BeatsRead(session.beats(action.nodes))
+
+
+def _beat(session: Session, action: Beat, machine: Machine) -> None:
+    session.beat(machine.node)
+
+
+def _publish(session: Session, action: Publish, machine: Machine) -> None:
+    pieces = {str(ticket): encode(assigned) for ticket, assigned in action.assigned.items()}
+    pieces |= {_chunk(n): encode(members) for n, members in enumerate(action.chunks)}
+    session.publish(action.nonce, pieces)
+
+
+def _bury(session: Session, action: Bury, machine: Machine) -> None:
+    session.bury(action.ticket)
+
+
+def _forget(session: Session, action: Forget, machine: Machine) -> None:
+    names = [str(ticket) for ticket in action.tickets] + [_chunk(n) for n in range(action.chunks)]
+    session.forget(action.after, action.upto, action.nonce, names)
+
+
+PERFORM: dict[type[Action], Callable[..., Stimulus | None]] = {
+    Read: _read,
+    SwapDocument: _swap,
+    Attach: _attach,
+    Enter: _enter,
+    ReadPiece: _read_piece,
+    ReadRoster: _read_roster,
+    ReadLog: _read_log,
+    ReadBeats: _read_beats,
+    Beat: _beat,
+    Publish: _publish,
+    Bury: _bury,
+    Forget: _forget,
+}
+
+
+def read_whole_roster(session: Session, machine: Machine) -> Roster:
+    """The roster as it is now, for a node that does not lead."""
+    document = machine.document
+    roster = Roster()
+    if document is None:
+        return roster
+    if document.round:
+        read = _read_roster(session, ReadRoster(document.nonce, document.chunks), machine)
+        roster.load(read.members or (), document.upto)
+    for ticket, record in _read_log(session, ReadLog(document.upto), machine).lines:
+        if isinstance(record, bool):
+            roster.fill(ticket)
+        else:
+            roster.fold(ticket, record, 0.0)
+    return roster
