@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import random
+import secrets
 import time
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
