@@ -121,8 +121,9 @@ class _Bridge:
       succeeded; ``ChildFailedError``: they failed for good. Both close the run.
       Anything else is this agent's own trouble, and only this node leaves. After
       a signal torch does not call it at all; the node leaves at exit.
-    - Workers fail when those of a dead node vanish, and torch's agent counts that
-      as a restart. If the next round shows that a participant was gone, the
+    - Workers fail when those of a dead node vanish, or of one that restarts for a
+      newcomer, and torch's agent counts that as a restart. If this node knew of
+      such a change, or the next round shows that a participant was gone, the
       restart is given back.
     """
 
@@ -131,6 +132,8 @@ class _Bridge:
         self._backend = backend
         self._restarts_left: int | None = None
         self._surplus = False
+        # An error that the launcher's caller is handling says nothing about the run.
+        self._handled_before = sys.exc_info()[1]
 
     def get_backend(self) -> str:
         return self._backend
@@ -144,6 +147,7 @@ class _Bridge:
 
     def next_rendezvous(self) -> RendezvousInfo:
         agent = _calling_agent()
+        broken = bool(getattr(self._handler, "round_broken", False))
         self._record("next_rendezvous", "RUNNING", "attempts to join the next round")
         try:
             with _as_torch():
@@ -152,7 +156,8 @@ class _Bridge:
             self._surplus = isinstance(exc, RendezvousGracefulExitError)
             self._record("next_rendezvous", "FAILED", f"{type(exc).__name__}: {exc}")
             raise
-        self._give_restart_back(agent)
+        gone = getattr(self._handler, "gone_before_round", 0)
+        self._count_restarts(agent, others_doing=broken or bool(gone))
         self._record(
             "next_rendezvous",
             "RUNNING",
@@ -161,13 +166,13 @@ class _Bridge:
         )
         return info  # type: ignore[return-value]
 
-    def _give_restart_back(self, agent: SimpleElasticAgent | None) -> None:
+    def _count_restarts(self, agent: SimpleElasticAgent | None, *, others_doing: bool) -> None:
         # Private, and looked at with care: there is no other way to tell the agent.
         left = getattr(agent, "_remaining_restarts", None)
         if agent is None or not isinstance(left, int):
             return
         charged = self._restarts_left is not None and left < self._restarts_left
-        if charged and getattr(self._handler, "gone_before_round", None):
+        if charged and others_doing:
             left += 1
             agent._remaining_restarts = left  # noqa: SLF001 - see above
             log.info("The workers failed with another node: this restart does not count.")
@@ -189,6 +194,8 @@ class _Bridge:
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
         error = sys.exc_info()[1]
+        if error is self._handled_before:
+            error = None
         leave = getattr(self._handler, "leave", self._handler.shutdown)
         if error is None or isinstance(error, ChildFailedError):
             done = self._handler.shutdown()

@@ -105,10 +105,12 @@ class Session(ABC):
         """
 
     @abstractmethod
-    def wait(self, token: Token, timeout: float) -> None:
+    def wait(self, token: Token, timeout: float) -> tuple[bytes, Token] | None:
         """Return once the document may differ from ``token``, or after ``timeout`` seconds.
 
-        A hint: whoever waits reads afterwards.
+        Returns:
+            A newer document and its token, where the store sent it along; ``None``
+            says no more than that it is time to read.
         """
 
     @abstractmethod

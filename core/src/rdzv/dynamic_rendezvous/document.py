@@ -157,7 +157,7 @@ def decode(kind: type[T], data: bytes, where: str) -> T:
             "Something else has written there; use another run id."
         )
     try:
-        if kind is Document:
+        if "schema" in getattr(kind, "__struct_fields__", ()):
             _check_schema(data, where)
         value = msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:

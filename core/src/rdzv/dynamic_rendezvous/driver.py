@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ..errors import RendezvousConnectionError, RendezvousError, StoreGoneError
 from .leadership import Roster, Standing
 from .messages import (
+    FACTS,
     Action,
     Interrupted,
     Joined,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from .backend import Session
     from .document import Master
     from .machine import Machine
-from .perform import PERFORM, read_whole_roster
+from .perform import PERFORM, document_read, read_whole_roster
 
 __all__ = ["Driver"]
 
@@ -58,6 +59,7 @@ _RETRY = (0.05, 1.0)
 """Seconds between attempts to connect again: the first, and the longest."""
 
 A = TypeVar("A")
+T = TypeVar("T")
 
 
 class Driver:
@@ -236,13 +238,13 @@ class Driver:
         machine = self.machine
         return machine.document is not None and not machine.closed and not self._resting
 
-    def _wait_in(self, wait: Callable[[], None]) -> None:
+    def _wait_in(self, wait: Callable[[], T]) -> T | None:
         with self._changed:
             if self._resting or self._stopped:
-                return
+                return None
             self._waits += 1
         try:
-            wait()
+            return wait()
         finally:
             with self._changed:
                 self._waits -= 1
@@ -335,11 +337,12 @@ class Driver:
                 continue
             session.attach(document.epoch)
             token = self.machine.token
-            self._wait_in(functools.partial(session.wait, token, _LONG))
+            found = self._wait_in(functools.partial(session.wait, token, _LONG))
             with self._deciding:
                 # The ops thread may have read or written that very change.
                 if self.machine.token == token and not self._stopped:
-                    self._carry_out(session, [Read()])
+                    told = found and document_read(*found)
+                    self._carry_out(session, self._on(told) if told else [Read()])
             self._tell()
 
     def _lead(self, session: Session) -> None:
@@ -378,10 +381,17 @@ class Driver:
     def _carry_out(self, session: Session, actions: list[Action]) -> None:
         """Do ``actions`` in order; what an answer leads to comes before what is left."""
         left = list(reversed(actions))
-        while left:
-            answer = self._do(session, left.pop())
-            if answer is not None:
-                left.extend(reversed(self._on(answer)))
+        try:
+            while left:
+                answer = self._do(session, left.pop())
+                if answer is not None:
+                    left.extend(reversed(self._on(answer)))
+        except Exception:
+            # What needs no store holds whatever has become of the connection.
+            for action in reversed(left):
+                if isinstance(action, FACTS):
+                    self._report(action)
+            raise
 
     def _do(self, session: Session, action: Action) -> Stimulus | None:
         perform = PERFORM.get(type(action))

@@ -137,6 +137,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
         self._backend = backend
         self._joining = threading.Lock()
         self._info: Joined | None = None
+        self._waits_as_spare: bool | None = None
         self._addr = local_addr or default_address()
         interval = settings.keep_alive_interval.total_seconds()
         me = Record(
@@ -186,6 +187,19 @@ class DynamicRendezvousHandler(RendezvousHandler):
     def gone_before_round(self) -> int:
         """How many participants of the round before were lost or had left as this one completed."""
         return 0 if self._info is None else self._info.gone
+
+    @property
+    def round_broken(self) -> bool:
+        """Whether this node has been told that its round is over through no doing of participants.
+
+        It is once nodes have arrived, left or been lost, or another round has completed.
+        """
+        document = self._driver.machine.document
+        if self._info is None or document is None:
+            return False
+        change = document.change
+        changed = change is not None and change.arrived + change.left + change.lost > 0
+        return changed or document.round > self._info.round
 
     @property
     def node(self) -> str:
@@ -266,6 +280,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
         started = time.monotonic()
         seconds = self._settings.timeout.join.total_seconds()
         self._join_by = started + seconds
+        self._waits_as_spare = None
         driver.forget(Joined, Refused, Withdrawn)
         driver.submit(Join())
         self._reporter.emit(events.Joined)
@@ -292,11 +307,23 @@ class DynamicRendezvousHandler(RendezvousHandler):
         return self._driver.outcome(Withdrawn) is not None
 
     def _join_deadline(self) -> float | None:
+        self._tell_waiting()
         if self._driver.machine.phase is Phase.SPARE:
             # Its time begins when there is room again.
             self._join_by = time.monotonic() + self._settings.timeout.join.total_seconds()
             return None
         return self._join_by
+
+    def _tell_waiting(self) -> None:
+        """Tell observers, once each, that this node came late, and that it is a spare."""
+        machine = self._driver.machine
+        document = machine.document
+        if machine.phase not in (Phase.WAITING, Phase.SPARE) or document is None:
+            return
+        spare = machine.phase is Phase.SPARE
+        if document.round > self.round and spare is not self._waits_as_spare:
+            self._waits_as_spare = spare
+            self._reporter.emit(events.Waiting, spare=spare)
 
     def _refused(self, refusal: Refusal) -> RendezvousError:
         run = f"The run '{self._settings.run_id}'"
@@ -389,21 +416,31 @@ class DynamicRendezvousHandler(RendezvousHandler):
             RendezvousConnectionError: The backend cannot be reached.
             RendezvousStateError: The backend holds what cannot be.
         """
+        self._close(None)
+
+    def _close(self, last_round: int | None) -> None:
+        """Close the run, unless it has gone on beyond a round."""
         driver = self._driver
         if driver.machine.closed:
             return
         driver.check()
         seconds = self._settings.timeout.close.total_seconds()
         until = time.monotonic() + seconds
-        driver.submit(Close())
-        if not driver.wait(lambda: driver.machine.closed, lambda: until):
+        driver.submit(Close(last_round))
+
+        def went_on() -> bool:
+            document = driver.machine.document
+            return last_round is not None and document is not None and document.round > last_round
+
+        if not driver.wait(lambda: driver.machine.closed or went_on(), lambda: until):
             driver.check()
             raise RendezvousTimeoutError(
                 f"The run '{self._settings.run_id}' could not be closed within {seconds:g} s: the "
                 "store does not answer."
             )
-        log.info("Node %s has closed the run '%s'.", self._name, self._settings.run_id)
-        self._reporter.emit(events.Closed)
+        if driver.machine.closed:
+            log.info("Node %s has closed the run '%s'.", self._name, self._settings.run_id)
+            self._reporter.emit(events.Closed)
 
     def shutdown(self) -> bool:
         """Close the run if this node is in its newest round, and leave it in any case.
@@ -417,7 +454,8 @@ class DynamicRendezvousHandler(RendezvousHandler):
         done = True
         try:
             if self._may_close():
-                self.set_closed()
+                machine = self._driver.machine
+                self._close(None if machine.document is None else machine.round)
         except RendezvousError as exc:
             log.warning("Node %s could not close the run: %s", self._name, exc)
             done = False

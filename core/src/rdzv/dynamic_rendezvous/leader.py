@@ -67,13 +67,22 @@ class Leading:
         settings: This node's settings.
         me: This node's incarnation.
         new_id: Makes random names.
+        dead: The leader that this one replaces because its beat has stopped, and
+            for how long that was seen (seconds). Nobody waits for it a second time.
     """
 
-    def __init__(self, settings: Settings, me: str, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        me: str,
+        new_id: Callable[[], str],
+        dead: tuple[str, float] | None = None,
+    ) -> None:
         self.roster = Roster()
         self._settings = settings
         self._me = me
         self._new_id = new_id
+        self._dead = dead
         self._synced = False
         self._silence = Silence(settings.patience)
         self._called_since: float | None = None
@@ -110,12 +119,18 @@ class Leading:
         self._synced = True
         return [ReadLog(upto)]
 
-    def on_log(self, read: LogRead, now: float) -> None:
+    def on_log(self, read: LogRead, now: float) -> list[Action]:
         for ticket, record in read.lines:
             if isinstance(record, bool):
                 self.roster.fill(ticket)
             else:
                 self.roster.fold(ticket, record, now)
+        dead, self._dead = self._dead, None
+        entry = None if dead is None else self.roster.entries.get(dead[0])
+        if dead is None or entry is None or entry.standing is Standing.LEFT:
+            return []
+        self.roster.lose(entry.node)
+        return [Lost(entry.record, dead[1])]
 
     def on_beats(self, counts: Mapping[str, int], now: float) -> list[Action]:
         """Take in one look at the beats; says who was lost by it."""

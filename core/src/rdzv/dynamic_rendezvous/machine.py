@@ -39,6 +39,7 @@ from .messages import (
     Read,
     ReadBeats,
     ReadPiece,
+    ReadRoster,
     Refusal,
     Refused,
     RosterRead,
@@ -150,11 +151,13 @@ class Machine:
         self._master: Master | None = None
         self._opening = False
         self._closing = False
+        self._closing_round: int | None = None
         self._beats = False
         self._beat_due = 0.0
         self._look_due = 0.0
         self._read_due = 0.0
-        self._ticked: float | None = None
+        self._beaten = 0.0
+        self._missed_roster: str | None = None
         self._silence = Silence(settings.patience)
         self._usurp: str | None = None
         self._vacant_since: float | None = None
@@ -185,7 +188,8 @@ class Machine:
 
         Returns:
             What is to be done, in this order. Where an action has an answer, it
-            is given back as a stimulus before the next action is carried out.
+            is given back as a stimulus before the next action is carried out. Where
+            the connection breaks, only the ``FACTS`` among the rest still are.
 
         Raises:
             RendezvousStateError: The store holds what cannot be.
@@ -253,12 +257,14 @@ class Machine:
     def _leave_roster(self) -> list[Action]:
         self._beats = False
         self.latch = None
-        if not self.in_roster:
+        # What was interrupted while it entered may have entered all the same.
+        if not self.in_roster and self.phase is not Phase.ENTERING:
             return []
         return [Enter(self._record("leave"))]
 
-    def _on_close(self, _: Close, now: float) -> list[Action]:
+    def _on_close(self, close: Close, now: float) -> list[Action]:
         self._closing = True
+        self._closing_round = close.last_round
         if self.document is None:
             return [Read()]
         return self._pursue(now)
@@ -267,8 +273,8 @@ class Machine:
 
     def _on_tick(self, _: Tick, now: float) -> list[Action]:
         actions: list[Action] = []
-        paused = self._ticked is not None and now - self._ticked > self.settings.patience
-        self._ticked = now
+        # So much silence, and a little more, would have been this node's death.
+        paused = now - self._beaten > self.settings.patience + self.settings.interval / 2
         if self.leading is not None and not self.closed:
             actions += self.leading.tick(now)
         if not self._beats:
@@ -281,6 +287,7 @@ class Machine:
             actions += self._enter(now)
         if now >= self._beat_due:
             self._beat_due = now + self._beat_period()
+            self._beaten = now
             actions.append(Beat())
         if self.leading is not None:
             self._look_due = self._beat_due
@@ -312,7 +319,7 @@ class Machine:
             return False
         if document.round == 0:
             return self._ticket <= 3
-        if self.phase is not Phase.MEMBER or self.round != document.round:
+        if not self.in_roster or self.round != document.round:
             return False
         leader = document.leader
         return (self.rank - (-1 if leader is None else leader.rank) - 1) % document.size < 2
@@ -437,7 +444,9 @@ class Machine:
         self, before: Document | None, document: Document, now: float
     ) -> list[Action]:
         leader = document.leader
+        silent = 0.0
         if before is None or before.leader != leader:
+            silent = self._silence.of(self._usurp or "")
             self._silence = Silence(self.settings.patience)
             self._vacant_since = None
         instead, self._usurp = self._usurp, None
@@ -446,7 +455,8 @@ class Machine:
             return []
         if self.leading is not None:
             return []
-        self.leading = Leading(self.settings, self._me.node, self._new_id)
+        dead = None if not instead else (instead, silent)
+        self.leading = Leading(self.settings, self._me.node, self._new_id, dead)
         self._beat_due = min(self._beat_due, now + self._beat_period())
         return [TookOver(instead), *self.leading.start(document, now)]
 
@@ -471,8 +481,10 @@ class Machine:
                 self._entered_round = document.round
                 self._move(Phase.RANKING)
                 return [ReadPiece(document.nonce, self._ticket)]
-            if document.full != (phase is Phase.SPARE):
-                self._move(Phase.SPARE if document.full else Phase.WAITING)
+            # A participant of a full round that comes back has its place in the next.
+            spare = document.full and self.round != document.round
+            if spare != (phase is Phase.SPARE):
+                self._move(Phase.SPARE if spare else Phase.WAITING)
         elif phase is Phase.RANKING and document.round != self._entered_round:
             return self._enter(now)
         elif phase is Phase.BOOTSTRAPPING:
@@ -503,7 +515,6 @@ class Machine:
         self._move(Phase.WAITING)
         if not self._beats:
             self._beats = True
-            self._ticked = now
             # Spread, so that nodes that came together do not beat together.
             self._beat_due = now + self._beat_period() * (0.25 + 0.5 * self._jitter())
             self._look_due = now + self._look_period()
@@ -531,6 +542,7 @@ class Machine:
             )
         self.round, self.rank = document.round, assigned.rank
         self._move(Phase.BOOTSTRAPPING)
+        self._look_due = min(self._look_due, now + self._look_period())
         if document.master is not None:
             return self._complete(document, document.master)
         if document.change is not None:
@@ -553,7 +565,12 @@ class Machine:
     def _on_roster(self, read: RosterRead, now: float) -> list[Action]:
         if self.leading is None or self.document is None:
             return []
-        if read.nonce == self.document.nonce and read.members is None:
+        document = self.document
+        if read.nonce == document.nonce and read.members is None:
+            if self._missed_roster != read.nonce:
+                # This node may have slept since it read the document: look at it again.
+                self._missed_roster = read.nonce
+                return [Read(), ReadRoster(document.nonce, document.chunks)]
             raise RendezvousStateError(
                 f"The assignment of round {self.document.round} is not in the store, although the "
                 "document names it: the store has lost a part of its data. Use another run id."
@@ -563,8 +580,8 @@ class Machine:
     def _on_log(self, read: LogRead, now: float) -> list[Action]:
         if self.leading is None:
             return []
-        self.leading.on_log(read, now)
-        return self._pursue(now, fresh=True)
+        lost = self.leading.on_log(read, now)
+        return [*lost, *self._pursue(now, fresh=True)]
 
     # ------------------------------------------------------------ pursuing
 
@@ -574,7 +591,10 @@ class Machine:
         if document is None:
             return []
         if self._closing and not document.closed:
-            return [self._swap(document, closed=True)]
+            last = self._closing_round
+            if last is None or document.round <= last:
+                return [self._swap(document, closed=True)]
+            self._closing = False  # Others went on without this node: its end is not theirs.
         if document.closed:
             return []
         leads = document.leader is not None and document.leader.node == self._me.node
@@ -616,13 +636,17 @@ class Machine:
         return self._opening
 
     def _enter(self, now: float) -> list[Action]:
-        self._move(Phase.ENTERING)
         document = self.document
         if document is None:
             raise AssertionError("cannot enter a run that is not known")
         if document.closed:
+            refused = [*self._leave_roster(), Refused(Refusal.CLOSED)]
+            self._move(Phase.ENTERING)
             self._move(Phase.IDLE)
-            return [Refused(Refusal.CLOSED)]
+            return refused
+        self._move(Phase.ENTERING)
+        if not self._beats:
+            self._beaten = now  # From now on others may be counting its silence.
         self._entered_round = document.round
         actions: list[Action] = [Enter(self._record("enter"))]
         if self._wants_master():

@@ -34,7 +34,9 @@ class Leave:
 
 @dataclass(frozen=True)
 class Close:
-    """The run is to be closed for everybody."""
+    """The run is to be closed for everybody, unless it has gone on beyond ``last_round``."""
+
+    last_round: int | None = None
 
 
 @dataclass(frozen=True)
@@ -293,6 +295,10 @@ class TookOver:
 
     instead: str | None
 
+
+FACTS = (OpenMaster, Refused, Joined, Latched, Lost, TookOver)
+"""Actions that are carried out even where the connection breaks at one before them: the machine
+has taken its step. ``Withdrawn`` and ``Departed`` speak of what the others could be told."""
 
 Action = (
     Read

@@ -33,10 +33,10 @@ from .messages import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .backend import Session
+    from .backend import Session, Token
     from .machine import Machine
 
-__all__ = ["PERFORM", "read_whole_roster"]
+__all__ = ["PERFORM", "document_read", "read_whole_roster"]
 
 _BURIED = b"-"
 
@@ -45,11 +45,14 @@ def _decode_document(data: bytes, token: object) -> Document:
     return decode(Document, data, f"The document of the run (version {token})")
 
 
+def document_read(data: bytes, token: Token) -> DocumentRead:
+    """What was read, as the machine is told of it."""
+    return DocumentRead(_decode_document(data, token), token)
+
+
 def _read(session: Session, action: Read, machine: Machine) -> Stimulus:
     found = session.read(machine.token)
-    if found is None:
-        return DocumentRead(None, None)
-    return DocumentRead(_decode_document(*found), found[1])
+    return DocumentRead(None, None) if found is None else document_read(*found)
 
 
 def _swap(session: Session, action: SwapDocument, machine: Machine) -> Stimulus:

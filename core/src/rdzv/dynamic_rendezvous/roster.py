@@ -123,8 +123,9 @@ class DocumentSession(Session):
         except _StaleError as stale:
             return stale.found
 
-    def wait(self, token: Token, timeout: float) -> None:
+    def wait(self, token: Token, timeout: float) -> tuple[bytes, Token] | None:
         self._poll(lambda state: state.changes != token, timeout)
+        return None
 
     def _poll(self, happened: Callable[[_State], bool], timeout: float) -> None:
         deadline = time.monotonic() + timeout

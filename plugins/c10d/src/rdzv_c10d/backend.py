@@ -89,7 +89,7 @@ class C10dRendezvousBackend(SessionBackend):
         return self._is_host
 
     def get_state(self) -> tuple[bytes, Token] | None:
-        found = self._chain.read(None)
+        found = self._chain.newest()
         return None if found is None else (self._decoded(found[0]), found[1])
 
     def set_state(
@@ -103,6 +103,9 @@ class C10dRendezvousBackend(SessionBackend):
         if swapped is None:
             return None
         won, value, version = swapped
+        if not won:
+            # A token that is older still has lost to a state that is not stored any more.
+            value, version = self._chain.newest() or (value, version)
         return self._decoded(value), version, won
 
     def _decoded(self, value: str) -> bytes:

@@ -71,9 +71,13 @@ class Keys:
         return None if found == _NEVER else found
 
     def swap(self, key: str, expected: str, value: str) -> str:
-        found: bytes = call(self.what, lambda: self.store.compare_set(key, expected, value))
+        return self._text(
+            key, call(self.what, lambda: self.store.compare_set(key, expected, value))
+        )
+
+    def _text(self, key: str, value: bytes) -> str:
         try:
-            return found.decode()
+            return value.decode()
         except UnicodeDecodeError as exc:
             raise torch_compatible(RendezvousStateError)(
                 f"The key {key!r} in {self.what} does not hold text."
@@ -117,19 +121,34 @@ class Keys:
             pause = min(1.5 * pause, longest)
         return True
 
-    def _wait_pushed(self, keys: list[str], timeout: float) -> bool:
+    def await_value(self, key: str, timeout: float) -> str | None:
+        """Wait until a key exists, and read it; ``None`` where it does not come."""
+        if self.pushes and timeout > _SHORT:
+            # One call for both: the thread has to come back into Python only once.
+            self.store.set_timeout(timedelta(seconds=timeout))
+            return self._within(lambda: self._text(key, self.store.get(key)))
+        return self.peek(key) if self.wait([key], timeout) else None
+
+    def _within(self, operation: Callable[[], T]) -> T | None:
+        """Run what waits on the server; ``None`` where its time is up."""
         from torch.distributed import DistNetworkError, DistStoreError
 
-        def wait() -> bool:
+        def run() -> T | None:
             try:
-                self.store.wait(keys, timedelta(seconds=timeout))
+                return operation()
             except DistNetworkError:
                 raise
             except DistStoreError:
-                return False  # The time is up.
+                return None
+
+        return call(self.what, run)
+
+    def _wait_pushed(self, keys: list[str], timeout: float) -> bool:
+        def wait() -> bool:
+            self.store.wait(keys, timedelta(seconds=timeout))
             return True
 
-        return call(self.what, wait)
+        return self._within(wait) or False
 
 
 class Chain:
@@ -182,6 +201,16 @@ class Chain:
                 return self._value(version, text), version
         return None
 
+    def newest(self) -> tuple[str, int] | None:
+        """The value that nothing has replaced yet, even where the hint is old."""
+        found = self.read(None)
+        while found is not None:
+            newer = self.read(found[1])
+            if newer is None or newer[1] <= found[1]:
+                break
+            found = newer
+        return found
+
     def _value(self, version: int, text: str) -> str:
         nonce, mark, value = text.partition(":")
         if not mark or len(nonce) != 16:
@@ -205,8 +234,13 @@ class Chain:
         newest = self.read(None)
         return None if newest is None else (False, *newest)
 
-    def wait(self, version: int, timeout: float) -> None:
-        self._keys.wait([self._key(version + 1)], timeout)
+    def wait(self, version: int, timeout: float) -> tuple[str, int] | None:
+        """The next version, if it comes within ``timeout`` seconds and is still there."""
+        key = self._key(version + 1)
+        text = self._keys.await_value(key, timeout)
+        if text is None or text == _GONE:
+            return None
+        return self._value(version + 1, text), version + 1
 
 
 class StoreSession(Session):
@@ -242,8 +276,9 @@ class StoreSession(Session):
         won, text, version = found
         return Swap(won, text.encode(), version)
 
-    def wait(self, token: Token, timeout: float) -> None:
-        self._chain.wait(token, timeout)
+    def wait(self, token: Token, timeout: float) -> tuple[bytes, Token] | None:
+        found = self._chain.wait(token, timeout)
+        return None if found is None else (found[0].encode(), found[1])
 
     def attach(self, epoch: str) -> None:
         self._base = f"{self._root}/{epoch}"

@@ -1,0 +1,271 @@
+"""A process that is many nodes: a handler each, and a thread that plays its agent."""
+
+from __future__ import annotations
+
+import faulthandler
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed import TCPStore
+
+from bench import counting
+from bench.child import serve
+
+_HOST = "127.0.0.1"
+
+
+class Node:
+    """One handler, rdzv's or torch's, and what its calls came to.
+
+    Args:
+        kind: ``rdzv``, ``counting`` (rdzv with its requests counted) or ``torch``.
+        run: The run id.
+        port: The store's port.
+        settings: ``min``, ``max`` and, in seconds, ``join``, ``last_call`` and ``interval``;
+            ``attempts``.
+    """
+
+    def __init__(self, kind: str, run: str, port: int, settings: dict[str, Any]) -> None:
+        self.kind = kind
+        self.backend: Any
+        # As under torchrun, each node has a client of its own.
+        store = TCPStore(_HOST, port, is_master=False, wait_for_workers=False)
+        join = timedelta(seconds=settings.get("join", 60.0))
+        last_call = timedelta(seconds=settings.get("last_call", 5.0))
+        if kind == "torch":
+            from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend as theirs
+            from torch.distributed.elastic.rendezvous import dynamic_rendezvous
+
+            self.backend = theirs.C10dRendezvousBackend(store, run)
+            self.handler: Any = dynamic_rendezvous.DynamicRendezvousHandler.from_backend(
+                run, store, self.backend, settings["min"], settings["max"], _HOST,
+                dynamic_rendezvous.RendezvousTimeout(join, last_call),
+            )  # fmt: skip
+        else:
+            from rdzv.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
+            from rdzv_c10d import C10dRendezvousBackend
+
+            counts = kind == "counting"
+            self.backend = (counting.CountingBackend if counts else C10dRendezvousBackend)(
+                store, run
+            )
+            self.handler = DynamicRendezvousHandler.from_backend(
+                run, store, self.backend, settings["min"], settings["max"], _HOST,
+                RendezvousTimeout(join, last_call),
+                settings.get("interval", 1.0),
+                settings.get("attempts", 5),
+            )  # fmt: skip
+        self.result: dict[str, Any] = {}
+        self.thread: threading.Thread | None = None
+        self._ranked_at = (0, 0)
+        if kind == "counting":
+            self._mark_rank()
+
+    def _mark_rank(self) -> None:
+        """Note what had been asked by the moment at which this node knew its rank."""
+        machine = self.handler._driver.machine
+        move = machine._move
+
+        def marked(phase: Any) -> None:
+            move(phase)
+            if phase.name == "BOOTSTRAPPING":
+                self._ranked_at = self.total()[:2]
+
+        machine._move = marked
+
+    def warm_up(self) -> None:
+        """Have the connections open before anything is measured."""
+        self.handler.is_closed()
+        if self.kind == "torch":
+            return
+        until = time.monotonic() + 10
+        while len(self.handler._driver._sessions) < 2 and time.monotonic() < until:
+            time.sleep(0.002)  # The one that watches is opened in a thread of its own.
+
+    @property
+    def leads(self) -> bool:
+        return self.kind != "torch" and self.handler._driver.machine.leading is not None
+
+    def waits(self) -> bool:
+        """Whether this node has entered and waits for the round."""
+        if self.kind == "torch":
+            return bool(self.handler._state_holder.state.wait_list) or (
+                self.handler._this_node in self.handler._state_holder.state.participants
+            )
+        return str(self.handler._driver.machine.phase.name) == "WAITING"
+
+    def total(self) -> tuple[int, int, dict[str, int]]:
+        if self.kind != "counting":
+            return 0, 0, {}
+        found: tuple[int, int, dict[str, int]] = self.backend.ledger.total()
+        return found
+
+    def start(self, go: threading.Event, at: list[float], before: Callable[[], None]) -> None:
+        """Have a thread that enters the rendezvous at ``at``, once ``before`` has returned."""
+
+        def play() -> None:
+            go.wait()
+            time.sleep(max(0.0, at[0] - time.monotonic()))
+            before()
+            self.enter()
+
+        self.result = {}
+        self.thread = threading.Thread(target=play, daemon=True)
+        self.thread.start()
+
+    def enter(self) -> None:
+        requests, read, kinds = self.total()
+        self._ranked_at = requests, read
+        error, rank, size = None, -1, 0
+        started = time.monotonic()
+        try:
+            info = self.handler.next_rendezvous()
+            ended = time.monotonic()
+            rank, size = info.rank, info.world_size
+        except Exception as exc:  # noqa: BLE001  # It is a result.
+            ended = time.monotonic()
+            error = f"{type(exc).__name__}: {exc}"
+        more = self.total()
+        self.result = {
+            "start": started,
+            "end": ended,
+            "rank": rank,
+            "size": size,
+            "error": error,
+            "leads": self.leads,
+            "requests": self._ranked_at[0] - requests,
+            "read": self._ranked_at[1] - read,
+            "requests in all": more[0] - requests,
+            "read in all": more[1] - read,
+            "kinds": {k: n - kinds.get(k, 0) for k, n in more[2].items() if n > kinds.get(k, 0)},
+        }
+
+    def watch(self, poll: float, seconds: float) -> None:
+        """Play an agent whose workers are healthy, until there is a reason to restart them."""
+        until = time.monotonic() + seconds
+        while self.handler.num_nodes_waiting() == 0:
+            if time.monotonic() > until:
+                raise TimeoutError("nobody asked for another round")
+            time.sleep(poll)
+
+    def drop(self) -> None:
+        if self.kind == "torch":
+            self.handler._stop_heartbeats()
+        else:
+            self.handler.leave()
+
+
+class Nodes:
+    """The commands of this process."""
+
+    def __init__(self) -> None:
+        self._nodes: list[Node] = []
+        self._started: list[Node] = []
+        self._go = threading.Event()
+        self._at = [0.0]
+
+    def hello(self) -> None:
+        """Answer, and so be known to have started."""
+
+    def make(self, *, kind: str, run: str, count: int, port: int, **settings: Any) -> None:
+        """Make ``count`` nodes and open their connections."""
+        if kind == "counting":
+            counting.install()
+        self._nodes = [Node(kind, run, port, settings) for _ in range(count)]
+        for node in self._nodes:
+            node.warm_up()
+
+    def prepare(
+        self, *, skip: int = 0, only: int | None = None, poll: float = 0.0, watchers: int = 0
+    ) -> None:
+        """Start the threads of the nodes from ``skip`` on (``only`` so many).
+
+        The first ``watchers`` of them poll ``num_nodes_waiting()`` every ``poll`` seconds and
+        enter when there is a reason; the others enter at the start signal.
+        """
+        self._go.clear()
+        end = len(self._nodes) if only is None else skip + only
+        self._started = self._nodes[skip:end]
+        for number, node in enumerate(self._started):
+            before: Callable[[], None] = _at_once
+            if number < watchers:
+                before = _watching(node, poll)
+            node.start(self._go, self._at, before)
+
+    def start(self, *, at: float) -> None:
+        """Give the start signal: a time of the monotonic clock, which all processes share."""
+        self._at[0] = at
+        self._go.set()
+
+    def finish(self, *, timeout: float) -> list[dict[str, Any]]:
+        """Wait for the nodes that were started; what their calls came to."""
+        until = time.monotonic() + timeout
+        for node in self._started:
+            if node.thread is not None:
+                node.thread.join(max(0.0, until - time.monotonic()))
+        late = {"error": f"not back within {timeout:g} s", "end": time.monotonic()}
+        return [node.result or late for node in self._started]
+
+    def late(self, *, at: float) -> None:
+        """Have the first node enter at ``at``, after the others have."""
+        node, moment = self._nodes[0], [at]
+        node.start(self._go, moment, _at_once)
+        self._started = list(self._nodes)
+
+    def waiting(self) -> int:
+        """How many nodes have entered and wait."""
+        return sum(node.waits() for node in self._nodes)
+
+    def tally(self, *, at: float, seconds: float, poll: float) -> list[dict[str, Any]]:
+        """Play healthy agents for ``seconds``; the requests that each node made meanwhile."""
+        time.sleep(max(0.0, at - time.monotonic()))
+        before = [node.total() for node in self._nodes]
+        restarts = 0
+        while time.monotonic() < at + seconds:
+            restarts += sum(node.handler.num_nodes_waiting() > 0 for node in self._nodes)
+            time.sleep(poll)
+        if restarts:
+            raise RuntimeError("a node asked for another round while all were healthy")
+        return [
+            {
+                "requests": node.total()[0] - total[0],
+                "leads": node.leads,
+                "kinds": {k: n - total[2].get(k, 0) for k, n in node.total()[2].items()},
+            }
+            for node, total in zip(self._nodes, before, strict=True)
+        ]
+
+    def drop(self) -> None:
+        """Have all nodes leave."""
+        threads = [threading.Thread(target=node.drop, daemon=True) for node in self._nodes]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        self._nodes = []
+        self._started = []
+
+
+def _at_once() -> None:
+    pass
+
+
+def _watching(node: Node, poll: float) -> Callable[[], None]:
+    return lambda: node.watch(poll, 60.0)
+
+
+if __name__ == "__main__":
+    faulthandler.enable()
+    threading.stack_size(256 * 1024)
+    nodes = Nodes()
+    serve(
+        {
+            name: getattr(nodes, name)
+            for name in (
+                "hello", "make", "prepare", "start", "late", "finish", "waiting", "tally", "drop",
+            )
+        }
+    )  # fmt: skip

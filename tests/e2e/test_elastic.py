@@ -1,0 +1,138 @@
+"""Jobs under real torchrun that form, shrink, grow and finish."""
+
+from __future__ import annotations
+
+import pytest
+
+from .agents import GLOO_WORKER, PATIENT
+
+
+def test_two_agents_form_and_finish_at_the_addresses_that_they_were_given(make_job):
+    job = make_job()
+    addresses = {"a": "127.0.0.2", "b": "127.0.0.3"}
+    for name, address in addresses.items():
+        job.start(name, options=(f"--local-addr={address}",))
+    first = job.formed("a", "b")
+    assert {worker["master"] for worker in first.workers} == {addresses[first.agents[0]]}
+    job.finish("a", "b")
+    assert job.rounds() == 1
+    assert not job.events("rdzv Failed")
+
+
+def test_a_job_goes_on_without_a_killed_node_and_takes_a_new_one_in(make_job):
+    job = make_job(nnodes="2:3")
+    job.start("a", "b", "c")
+    first = job.formed("a", "b", "c")
+    job.agents["c"].kill()
+    second = job.formed("a", "b")
+    assert not second.pids & first.pids
+    assert second.restarts == {"a": 0, "b": 0}
+    job.start("d")
+    third = job.formed("a", "b", "d")
+    assert not third.pids & second.pids
+    assert set(third.restarts.values()) == {0}
+    job.finish("a", "b", "d")
+
+
+def test_ranks_with_several_workers_a_node_and_two_roles(make_job):
+    job = make_job(nnodes="2:4")
+    workers = {"a": ("train", 2), "b": ("train", 2), "c": ("judge", 1)}
+
+    def start(name: str, role: str, count: int) -> None:
+        job.start(name, options=(f"--role={role}", f"--nproc-per-node={count}"))
+
+    def check(found) -> None:
+        assert len(found.workers) == sum(workers[name][1] for name in found.agents)
+        for role in ("train", "judge"):
+            same = [worker for worker in found.workers if worker["role"] == role]
+            assert [worker["role_rank"] for worker in same] == list(range(len(same)))
+            assert {worker["role_world"] for worker in same} <= {len(same)}
+        for name in found.agents:
+            mine = found.of(name)
+            assert {worker["role"] for worker in mine} == {workers[name][0]}
+            assert [worker["local_rank"] for worker in mine] == list(range(workers[name][1]))
+            ranks = [worker["rank"] for worker in mine]
+            assert ranks == list(range(ranks[0], ranks[0] + len(ranks)))
+
+    for name, (role, count) in workers.items():
+        start(name, role, count)
+    check(job.formed("a", "b", "c"))
+    job.agents["b"].kill()
+    check(job.formed("a", "c"))
+    workers["d"] = ("judge", 2)
+    start("d", "judge", 2)
+    check(job.formed("a", "c", "d"))
+    job.finish("a", "c", "d")
+
+
+def test_a_spare_takes_a_dead_nodes_place_and_goes_unnoticed_otherwise(make_job):
+    job = make_job(nnodes="2")
+    job.host_store()
+    job.start("a", "b")
+    job.formed("a", "b")
+    job.start("late", "spare")
+    for name in ("late", "spare"):
+        job.waits(name, spare=True)
+    job.agents["late"].terminate()
+    assert job.agents["late"].wait() != 0
+    assert job.rounds() == 1
+    job.agents["b"].kill()
+    second = job.formed("a", "spare")
+    assert set(second.restarts.values()) == {0}
+    job.start("unneeded")
+    job.waits("unneeded", spare=True)
+    job.finish("a", "spare", "unneeded")
+    assert job.rounds() == 2
+    # The workers have succeeded: the run is over for all.
+    [later] = job.start("later")
+    assert later.wait() != 0
+    assert "RendezvousClosedError" in later.log
+
+
+def test_a_node_that_was_taken_for_dead_is_fenced_and_comes_back(make_job):
+    job = make_job(nnodes="2:3")
+    job.start("a", "b", "c")
+    job.formed("a", "b", "c")
+    job.agents["b"].freeze()
+    job.formed("a", "c")
+    job.agents["b"].thaw()
+    third = job.formed("a", "b", "c")
+    assert set(third.restarts.values()) == {0}
+    job.finish("a", "b", "c")
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["agent-store", "own-store"])
+def test_process_groups_follow_one_another_while_the_job_shrinks_and_grows(make_job, shared):
+    env = {} if shared else {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    job = make_job(nnodes="1:3", worker=GLOO_WORKER, env=env, options=("--max-restarts=1",))
+    job.host_store()
+    job.start("a", "b", "c")
+    first = job.formed("a", "b", "c")
+    # Workers of the others fail when their peer's vanish; that uses no restart up, twice.
+    head, *others = first.agents
+    job.agents[head].kill()
+    second = job.formed(*others)
+    assert set(second.restarts.values()) == {0}
+    if shared:
+        head, last = second.agents
+        job.agents[head].kill()
+        third = job.formed(last)
+        assert third.restarts == {last: 0}
+        others = [last]
+    job.start("d")
+    fourth = job.formed(*others, "d")
+    assert set(fourth.restarts.values()) == {0}
+    job.finish(*others, "d")
+
+
+def test_an_agent_that_is_ended_by_a_signal_leaves(make_job):
+    job = make_job(nnodes="1:3", conf=PATIENT)
+    job.start("a", "b", "c")
+    job.formed("a", "b", "c")
+    job.agents["b"].terminate()
+    job.formed("a", "c")
+    job.agents["c"].interrupt()
+    job.formed("a")
+    for name in ("b", "c"):
+        assert job.agents[name].wait() != 0
+    job.finish("a")

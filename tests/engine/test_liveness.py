@@ -1,0 +1,88 @@
+"""Who is alive, by what one observer has seen on its own clock."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rdzv.dynamic_rendezvous.liveness import Silence
+
+PATIENCE = 4.0
+
+
+def look(silence: Silence, now: float, **counts: int) -> set[str]:
+    return silence.observe(counts, now, 1.0)
+
+
+def test_a_node_that_was_never_seen_before_is_not_silent():
+    silence = Silence(PATIENCE)
+    assert look(silence, 10.0, a=7) == set()
+    assert silence.of("a") == 0
+    assert silence.of("never heard of") == 0
+    assert silence.suspects(["a", "never heard of"]) == []
+
+
+def test_looks_without_change_add_up():
+    silence = Silence(PATIENCE)
+    for now in (0.0, 1.0, 2.0, 3.5):
+        look(silence, now, a=7)
+    assert silence.of("a") == 3.5
+    assert silence.suspects(["a"]) == ["a"]
+
+
+def test_a_beat_ends_the_silence_and_is_named():
+    silence = Silence(PATIENCE)
+    look(silence, 0.0, a=1, b=1)
+    look(silence, 1.0, a=1, b=1)
+    assert look(silence, 2.0, a=1, b=2) == {"b"}
+    assert silence.suspects(["a", "b"]) == ["a"]
+
+
+def test_a_counter_that_goes_down_is_a_beat_too():
+    # A lease made anew may count from the beginning.
+    silence = Silence(PATIENCE)
+    look(silence, 0.0, a=9)
+    assert look(silence, 1.0, a=1) == {"a"}
+
+
+def test_one_late_look_adds_two_periods_at_most():
+    silence = Silence(PATIENCE)
+    look(silence, 0.0, a=1)
+    look(silence, 3.9, a=1)
+    assert silence.of("a") == 2.0
+
+
+def test_after_a_gap_longer_than_the_patience_everybody_starts_afresh():
+    silence = Silence(PATIENCE)
+    for now in (0.0, 1.0, 2.0, 3.0):
+        look(silence, now, a=1, b=1)
+    look(silence, 1000.0, a=1, b=1)
+    assert silence.suspects(["a", "b"]) == []
+
+
+def test_a_node_that_is_no_longer_looked_at_is_forgotten():
+    silence = Silence(PATIENCE)
+    look(silence, 0.0, a=1)
+    look(silence, 1.0, a=1)
+    look(silence, 2.0)
+    assert silence.of("a") == 0
+    look(silence, 3.0, a=1)
+    assert silence.of("a") == 0
+
+
+@given(
+    st.lists(st.floats(0.01, 50.0), min_size=1, max_size=40),
+    st.floats(0.1, 10.0),
+    st.floats(0.1, 3.0),
+)
+def test_nobody_is_silent_for_longer_than_was_looked(gaps, patience, period):
+    silence = Silence(patience)
+    now = 5.0
+    silence.observe({"a": 1}, now, period)
+    for number, gap in enumerate(gaps, 1):
+        now += gap
+        silence.observe({"a": 1}, now, period)
+        assert silence.of("a") <= number * 2 * period + 1e-6
+        assert silence.of("a") <= now - 5.0 + 1e-6
+        if gap > max(patience, 2 * period):
+            assert silence.of("a") == 0
