@@ -219,6 +219,7 @@ class World:
                 return msg.BeatsRead({name: self.beats[name] for name in names})
             case msg.Beat():
                 self.beats[node.machine.node] += 1
+                return msg.Beaten()
             case msg.Publish(nonce, assigned, chunks):
                 self.pieces[nonce] = (dict(assigned), list(chunks))
             case msg.Bury(ticket):

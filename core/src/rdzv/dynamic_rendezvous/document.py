@@ -88,6 +88,15 @@ class Document(msgspec.Struct, frozen=True, omit_defaults=True):
     closed: bool = False
 
     @property
+    def consistent(self) -> bool:
+        """Whether its fields agree with each other."""
+        if self.min_nodes > self.max_nodes:
+            return False
+        if self.round == 0:
+            return self.size == 0 and not self.nonce
+        return bool(self.nonce) and self.chunks > 0 and 0 < self.size <= self.max_nodes
+
+    @property
     def full(self) -> bool:
         """Whether the completed round stands and has no room."""
         return self.round > 0 and self.change is None and self.size >= self.max_nodes
@@ -166,10 +175,8 @@ def decode(kind: type[T], data: bytes, where: str) -> T:
             f"{where} does not hold what rdzv writes there ({exc}); it begins with {shown!r}. "
             "Another program, or torch's own backend, may be using the same run id; use another."
         ) from exc
-    if isinstance(value, Document) and value.min_nodes > value.max_nodes:
-        raise RendezvousStateError(
-            f"{where} has min_nodes {value.min_nodes} above max_nodes {value.max_nodes}."
-        )
+    if isinstance(value, Document) and not value.consistent:
+        raise RendezvousStateError(f"{where} contradicts itself; use another run id: {value}")
     return value
 
 

@@ -91,7 +91,8 @@ class Driver:
         self._notify = notify
         self._deciding = threading.Lock()
         """Held while the machine decides and what it decided is carried out."""
-        self._changed = threading.Lock()
+        # Reentrant: a dropped handler's finalizer may run in a thread that holds it.
+        self._changed = threading.RLock()
         """Guards all below."""
         self._waiters: list[tuple[threading.Condition, Callable[[], bool]]] = []
         self._commands: deque[Stimulus | Callable[[Session], None]] = deque()
@@ -135,7 +136,7 @@ class Driver:
         return found if isinstance(found, kind) else None
 
     def wait(self, happened: Callable[[], bool], deadline: Callable[[], float | None]) -> bool:
-        """Wait until something has happened or the driver has failed.
+        """Wait until something has happened, or the driver has failed or was stopped.
 
         Args:
             happened: Asked whenever something may have.
@@ -149,9 +150,9 @@ class Driver:
 
         def ready() -> bool:
             # A spare's deadline is another one.
-            return happened() or self.error is not None or self.machine.phase is not seen[0]
+            return happened() or self._stopped or self.machine.phase is not seen[0]
 
-        while not happened() and self.error is None:
+        while not happened() and not self._stopped:
             seen[0] = self.machine.phase
             until = deadline()
             left = None if until is None else until - time.monotonic()
@@ -254,6 +255,7 @@ class Driver:
         """Once ``needed``, run ``body`` with a session; with a new one where it breaks."""
         broken_at: float | None = None
         pause = _RETRY[0]
+        began = 0.0
         while self._await(needed):
             session = None
             try:
@@ -261,13 +263,15 @@ class Driver:
                 if broken_at is not None:
                     self._step(session, Interrupted())
                     log.info("The connection to the store is back.")
-                broken_at, pause = None, _RETRY[0]
+                began = time.monotonic()
                 body(session)
             except StoreGoneError as exc:
                 self._fail(exc)
             except RendezvousConnectionError as exc:
                 now = time.monotonic()
-                broken_at = now if broken_at is None else broken_at
+                if broken_at is None or (began > broken_at and now - began > _RETRY[1]):
+                    # What breaks again at once is the same trouble still.
+                    broken_at, pause = now, _RETRY[0]
                 if now - broken_at >= self._patience:
                     self._fail(exc)
                 else:
@@ -368,6 +372,9 @@ class Driver:
 
     def _step(self, session: Session, stimulus: Stimulus) -> None:
         with self._deciding:
+            document = self.machine.document
+            if document is not None:  # Another thread may have been the one to learn of it.
+                session.attach(document.epoch)
             self._carry_out(session, self._on(stimulus))
         self._tell()
 
@@ -387,7 +394,8 @@ class Driver:
                 if answer is not None:
                     left.extend(reversed(self._on(answer)))
         except Exception:
-            # What needs no store holds whatever has become of the connection.
+            # What needs no store holds whatever has become of the connection: the
+            # machine has decided it, and will not say so twice.
             for action in reversed(left):
                 if isinstance(action, FACTS):
                     self._report(action)
@@ -398,6 +406,7 @@ class Driver:
         if perform is None:
             self._report(action)
             return None
+        self._in_touch = time.monotonic()
         self._busy = True
         answer: Stimulus | None = perform(session, action, self.machine)
         self._in_touch = time.monotonic()
@@ -409,10 +418,10 @@ class Driver:
             threading.Thread(target=self._prepare_master, name="rdzv-master", daemon=True).start()
             return
         with self._changed:
-            if isinstance(action, Joined) and action.rank == 0:
+            if isinstance(action, Joined):
+                # Those of earlier rounds have done their work.
                 self._master = self._masters.pop(action.master, None)
-            elif isinstance(action, Joined):
-                self._master = None
+                self._masters.clear()
             self._outcomes[type(action)] = action
             self._wake()
         if isinstance(action, TookOver | Latched):

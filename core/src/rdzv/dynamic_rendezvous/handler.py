@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import random
 import threading
@@ -281,23 +282,41 @@ class DynamicRendezvousHandler(RendezvousHandler):
         seconds = self._settings.timeout.join.total_seconds()
         self._join_by = started + seconds
         self._waits_as_spare = None
-        driver.forget(Joined, Refused, Withdrawn)
-        driver.submit(Join())
-        self._reporter.emit(events.Joined)
-        if not driver.wait(self._join_ended, self._join_deadline):
-            driver.submit(Withdraw(accept=True))
-            until = time.monotonic() + _GRACE
-            driver.wait(lambda: self._join_ended() or self._withdrawn(), lambda: until)
+        if self._settled(self._join_by):
+            driver.forget(Joined, Refused, Withdrawn)
+            driver.submit(Join())
+            self._reporter.emit(events.Joined)
+            try:
+                ended = driver.wait(self._join_ended, self._join_deadline)
+            except BaseException:
+                # A signal: nobody is waiting for that round any more.
+                driver.submit(Withdraw(accept=False))
+                raise
+            if not ended:
+                # A round that has completed is taken, if only the news of it is late.
+                driver.submit(Look())
+                driver.submit(Withdraw(accept=True))
+                until = time.monotonic() + _GRACE
+                driver.wait(lambda: self._join_ended() or self._withdrawn(), lambda: until)
         joined, refused = driver.outcome(Joined), driver.outcome(Refused)
         if joined is not None:
             return joined
         if refused is not None:
             raise self._refused(refused.refusal)
         driver.check()
+        if driver.stopped:
+            # Another thread has taken this node out of the run meanwhile.
+            raise self._refused(Refusal.LEFT)
         if not self._withdrawn():
             # The store hangs. What was begun must not make this node a member later.
             driver.submit(Withdraw(accept=False))
         raise RendezvousTimeoutError(self._why_not(time.monotonic() - started))
+
+    def _settled(self, until: float) -> bool:
+        """Wait for what earlier calls have left behind in a store that did not answer."""
+        done = threading.Event()
+        self._driver.submit(lambda _: done.set())
+        return self._driver.wait(done.is_set, lambda: until)
 
     def _join_ended(self) -> bool:
         driver = self._driver
@@ -308,11 +327,13 @@ class DynamicRendezvousHandler(RendezvousHandler):
 
     def _join_deadline(self) -> float | None:
         self._tell_waiting()
-        if self._driver.machine.phase is Phase.SPARE:
-            # Its time begins when there is room again.
+        spare = self._driver.machine.phase is Phase.SPARE
+        if spare:
+            self._join_by = math.inf
+        elif self._join_by == math.inf:
+            # Its time begins when there is room.
             self._join_by = time.monotonic() + self._settings.timeout.join.total_seconds()
-            return None
-        return self._join_by
+        return None if spare else self._join_by
 
     def _tell_waiting(self) -> None:
         """Tell observers, once each, that this node came late, and that it is a spare."""
@@ -454,12 +475,15 @@ class DynamicRendezvousHandler(RendezvousHandler):
         done = True
         try:
             if self._may_close():
-                machine = self._driver.machine
-                self._close(None if machine.document is None else machine.round)
+                # Unless it turns out that others have gone on to a later round.
+                self._close(self._driver.machine.round)
         except RendezvousError as exc:
             log.warning("Node %s could not close the run: %s", self._name, exc)
             done = False
-        return self.leave() and done
+        # One that could not close in all that time gets no more of it.
+        return (
+            self._leave(self._settings.timeout.close.total_seconds() if done else _GRACE) and done
+        )
 
     def _may_close(self) -> bool:
         if self._leaver.left:
@@ -480,8 +504,11 @@ class DynamicRendezvousHandler(RendezvousHandler):
         Returns:
             Whether the others could be told.
         """
+        return self._leave(self._settings.timeout.close.total_seconds())
+
+    def _leave(self, seconds: float) -> bool:
         already = self._leaver.left
-        done = self._leaver.leave(self._settings.timeout.close.total_seconds())
+        done = self._leaver.leave(seconds)
         if not already:
             self._reporter.emit(events.Left)
         self._observers.close()
@@ -541,7 +568,7 @@ def _who(roster: Roster, settings: RendezvousSettings, me: str) -> str:
     absent = roster.those(Standing.HERE)
     if absent:
         parts.append("still to come back: " + ", ".join(str(entry.record) for entry in absent))
-    lost = roster.those(Standing.LOST, Standing.LEFT)
+    lost = roster.gone()
     if lost:
         parts.append("gone: " + ", ".join(str(entry.record) for entry in lost))
     if missing > 0:

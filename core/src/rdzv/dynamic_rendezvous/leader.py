@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,10 @@ __all__ = ["Leading", "Settings", "amend"]
 
 _CHUNK = 1000
 """Nodes in one piece of the roster: a piece stays far below what is read at most."""
+
+
+_SLICE = 64
+"""Pieces that are freed in one go."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ class Leading:
         self._silence = Silence(settings.patience)
         self._called_since: float | None = None
         self._look_due = 0.0
+        self._log_due = 0.0
         self._wake: float | None = None
         self._garbage: list[Forget] = []
         self._offer: tuple[str, Sequence[Entry]] | None = None
@@ -101,6 +107,7 @@ class Leading:
     def start(self, document: Document, now: float) -> list[Action]:
         """Begin the term: learn what the last completed round handed on."""
         self._look_due = now + self.period
+        self._log_due = now + self._settings.interval
         if document.round == 0:
             return self._synchronised(0)
         return [ReadRoster(document.nonce, document.chunks)]
@@ -154,21 +161,27 @@ class Leading:
 
     def due(self) -> float:
         """When :meth:`tick` has something to do next."""
-        return self._look_due if self._wake is None else min(self._look_due, self._wake)
+        return min(self._look_due, self._log_due, self._wake or math.inf)
 
     def tick(self, now: float) -> list[Action]:
         actions: list[Action] = []
         if self._wake is not None and now >= self._wake:
             self._wake = None
             actions.append(ReadLog(self.roster.complete_upto))
+        if now >= self._log_due:
+            # Whatever pushes arrivals waits for the next ticket's record: behind a hole
+            # others may have come.
+            self._log_due = now + self._settings.interval
+            actions += self._bury_old_holes(now)
+            actions.append(ReadLog(self.roster.complete_upto))
         if now >= self._look_due:
             self._look_due = now + self.period
-            actions += self._bury_old_holes(now)
             nodes = [node for node in self.roster.watched() if node != self._me]
             if nodes:
                 actions.append(ReadBeats(nodes))
-        actions += self._garbage
-        self._garbage = []
+        # A little at a time: each may be a request for each of its pieces.
+        actions += self._garbage[:1]
+        del self._garbage[:1]
         return actions
 
     def _bury_old_holes(self, now: float) -> list[Action]:
@@ -176,10 +189,7 @@ class Leading:
         # stop nobody; one that was only slow finds the grave and takes a new one.
         limit = self._settings.silence(self._settings.interval)
         old = [ticket for ticket, since in self.roster.holes.items() if now - since > limit]
-        actions: list[Action] = [Bury(ticket) for ticket in old]
-        if self.roster.holes:
-            actions.append(ReadLog(self.roster.complete_upto))
-        return actions
+        return [Bury(ticket) for ticket in old]
 
     def expected(self, document: Document) -> int:
         """How many more records have to come before the leader could do anything."""
@@ -274,9 +284,11 @@ class Leading:
         _, chosen = self._offer
         self._offer = None
         self._called_since = None
-        self._garbage.append(
-            Forget(before.upto, document.upto, before.nonce, self._pieces, before.chunks)
-        )
+        self._garbage += [
+            Forget(0, 0, before.nonce, self._pieces[i : i + _SLICE], 0)
+            for i in range(0, len(self._pieces), _SLICE)
+        ]
+        self._garbage.append(Forget(before.upto, document.upto, before.nonce, (), before.chunks))
         self._pieces = [entry.ticket for entry in chosen]
         self.roster.complete(chosen)
         for rank, entry in enumerate(chosen):

@@ -31,7 +31,7 @@ class Standing(enum.Enum):
     HERE = "participant, its workers run"
     BACK = "participant that has come back for the next round"
     LEFT = "participant that left"
-    LOST = "participant whose beat stopped"
+    LOST = "node whose beat stopped"
     NEW = "arrived since"
 
 
@@ -109,14 +109,11 @@ class Roster:
     def lose(self, node: str) -> None:
         """The beat of ``node`` has stopped."""
         entry = self.entries[node]
-        if entry.rank >= 0:
+        if entry.standing is not Standing.LOST:
             entry.before, entry.standing = entry.standing, Standing.LOST
-        else:
-            # If it still lives it notices its own pause, and enters again.
-            del self.entries[node]
 
     def find_again(self, node: str) -> None:
-        """A participant that was taken for dead has beaten before the next round."""
+        """A node that was taken for dead has beaten before the next round."""
         entry = self.entries[node]
         if entry.standing is Standing.LOST and entry.before is not None:
             entry.standing = entry.before
@@ -133,6 +130,10 @@ class Roster:
         """The nodes of these standings by ticket."""
         found = [entry for entry in self.entries.values() if entry.standing in standings]
         return sorted(found, key=lambda entry: entry.ticket)
+
+    def gone(self) -> list[Entry]:
+        """The participants of the last completed round that were lost or left."""
+        return [e for e in self.those(Standing.LOST, Standing.LEFT) if e.rank >= 0]
 
     def handed_on(self) -> list[Member]:
         """What the next leader has to know: the participants, and who waits."""
@@ -228,14 +229,15 @@ def decide(
         if now < until:
             return Hold(Waiting.LAST_CALL, until)
     chosen = assign_ranks((back + new)[: document.max_nodes])
-    return Complete(chosen, gone=len(roster.those(Standing.LOST, Standing.LEFT)))
+    return Complete(chosen, gone=len(roster.gone()))
 
 
 def _standing_round(
     roster: Roster, document: Document, here: int, back: int, new: int
 ) -> Hold | Reopen:
-    left = len(roster.those(Standing.LEFT))
-    lost = len(roster.those(Standing.LOST))
+    gone = roster.gone()
+    left = sum(entry.standing is Standing.LEFT for entry in gone)
+    lost = len(gone) - left
     arrived = min(new, document.max_nodes - here - back)
     possible = here + back + new >= document.min_nodes
     if back or left or (possible and (lost or arrived)):

@@ -20,6 +20,7 @@ from .messages import (
     Action,
     Attach,
     Beat,
+    Beaten,
     BeatsRead,
     Close,
     Departed,
@@ -157,6 +158,7 @@ class Machine:
         self._look_due = 0.0
         self._read_due = 0.0
         self._beaten = 0.0
+        self._missed = False
         self._missed_roster: str | None = None
         self._silence = Silence(settings.patience)
         self._usurp: str | None = None
@@ -174,6 +176,7 @@ class Machine:
             DocumentRead: self._on_document,
             Swapped: self._on_swapped,
             Entered: self._on_entered,
+            Beaten: self._on_beaten,
             PieceRead: self._on_piece,
             RosterRead: self._on_roster,
             LogRead: self._on_log,
@@ -274,26 +277,40 @@ class Machine:
     def _on_tick(self, _: Tick, now: float) -> list[Action]:
         actions: list[Action] = []
         # So much silence, and a little more, would have been this node's death.
-        paused = now - self._beaten > self.settings.patience + self.settings.interval / 2
+        paused = self._missed or now - self._beaten > self._longest_silence()
+        if self._beats:
+            actions += self._tick_in_roster(now, paused=paused)
         if self.leading is not None and not self.closed:
             actions += self.leading.tick(now)
-        if not self._beats:
-            return actions
+        return actions
+
+    def _tick_in_roster(self, now: float, *, paused: bool) -> list[Action]:
+        actions: list[Action] = []
+        # Before all else: what a leader has to do can take long.
+        if now >= self._beat_due:
+            self._beat_due = now + self._beat_period()
+            actions.append(Beat())
         if now >= self._read_due:
             # Whatever pushes changes may have missed one.
             self._read_due = now + _READ_AGAIN
             actions.append(Read())
         if paused and self.phase in (Phase.WAITING, Phase.SPARE):
+            self._missed = False
             actions += self._enter(now)
-        if now >= self._beat_due:
-            self._beat_due = now + self._beat_period()
-            self._beaten = now
-            actions.append(Beat())
         if self.leading is not None:
             self._look_due = self._beat_due
         elif now >= self._look_due:
             actions += self._look_at_leader(now)
         return actions
+
+    def _on_beaten(self, _: Beaten, now: float) -> list[Action]:
+        self._missed = self._missed or now - self._beaten > self._longest_silence()
+        self._beaten = now
+        return []
+
+    def _longest_silence(self) -> float:
+        """Seconds without a beat after which others may have taken this node for dead."""
+        return self.settings.patience + self.settings.interval / 2
 
     def _beat_period(self) -> float:
         return self.settings.interval / (1 if self.leading is None else 2)
@@ -361,7 +378,7 @@ class Machine:
         if self.phase in (Phase.ENTERING, Phase.WAITING, Phase.SPARE, Phase.RANKING):
             # The ticket may be a hole by now, or this node taken for dead.
             return [Read(), *self._enter(now)]
-        if self.phase is Phase.LEFT:
+        if self.phase is Phase.LEFT and self.document is not None:
             return [Enter(self._record("leave")), Read(), Departed()]
         return [Read()]
 
@@ -397,8 +414,6 @@ class Machine:
         if swapped.won and self.leading is not None and before is not None:
             own = self.leading.on_won(before, swapped.document)
             if own is not None and self.phase in (Phase.WAITING, Phase.SPARE):
-                if swapped.document.master is not None and swapped.document.master == self._master:
-                    self._master = None
                 self._entered_round = swapped.document.round
                 actions = self._take(swapped.document, swapped.token, now)
                 self._move(Phase.RANKING)
@@ -423,6 +438,8 @@ class Machine:
             if document.version < before.version:
                 return []
         self.document, self.token = document, token
+        if document.master is not None and document.master == self._master:
+            self._master = None  # Given to a round, whoever was told so: never to another.
         actions += self._follow_leader(before, document, now)
         if document.closed:
             return actions + self._on_closed(now)
@@ -471,7 +488,7 @@ class Machine:
         actions = self._leave_roster()
         self._move(Phase.IDLE)
         refusal = Refusal.SURPLUS if phase is Phase.SPARE else Refusal.CLOSED
-        return [*actions, Refused(refusal)]
+        return [Refused(refusal), *actions]
 
     def _follow(self, document: Document, now: float) -> list[Action]:
         """What the document means for a node in this phase."""
@@ -547,10 +564,7 @@ class Machine:
             return self._complete(document, document.master)
         if document.change is not None:
             return self._enter(now)
-        actions: list[Action] = []
-        if self._wants_master():
-            actions.append(OpenMaster())
-        return actions + self._pursue(now)
+        return self._pursue(now)
 
     def _complete(self, document: Document, master: Master) -> list[Action]:
         self._move(Phase.MEMBER)
@@ -605,8 +619,9 @@ class Machine:
         if self._usurp is not None and not leads:
             return [self._swap(document, leader=self._as_leader(document))]
         if self._may_publish_master(document):
-            master, self._master = self._master, None
-            return [self._swap(document, master=master)]
+            return [self._swap(document, master=self._master)]
+        if self._lacks_master(document) and self._wants_master():
+            return [OpenMaster()]
         if leads and self.leading is not None:
             return self.leading.pursue(document, self.token, now, fresh=fresh, master=self._master)
         return []
@@ -628,6 +643,9 @@ class Machine:
             and document.change is None
         )
 
+    def _lacks_master(self, document: Document) -> bool:
+        return self.phase is Phase.BOOTSTRAPPING and self.rank == 0 and document.round == self.round
+
     def _wants_master(self) -> bool:
         """Whether to have a store ready: rank 0 needs one, and who may become it."""
         if self._master is not None or self._opening:
@@ -647,6 +665,7 @@ class Machine:
         self._move(Phase.ENTERING)
         if not self._beats:
             self._beaten = now  # From now on others may be counting its silence.
+            self._missed = False
         self._entered_round = document.round
         actions: list[Action] = [Enter(self._record("enter"))]
         if self._wants_master():

@@ -85,6 +85,11 @@ class Entered:
 
 
 @dataclass(frozen=True)
+class Beaten:
+    """The store has taken this node's beat."""
+
+
+@dataclass(frozen=True)
 class PieceRead:
     """This node's place in the round that ``nonce`` names; ``None`` where it has none."""
 
@@ -133,6 +138,7 @@ Stimulus = (
     | DocumentRead
     | Swapped
     | Entered
+    | Beaten
     | PieceRead
     | RosterRead
     | LogRead
@@ -202,7 +208,7 @@ class ReadBeats:
 
 @dataclass(frozen=True)
 class Beat:
-    """Give a sign of life."""
+    """Give a sign of life; answered by ``Beaten``."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from .messages import (
     Action,
     Attach,
     Beat,
+    Beaten,
     BeatsRead,
     Bury,
     DocumentRead,
@@ -106,8 +107,9 @@ def _read_beats(session: Session, action: ReadBeats, machine: Machine) -> Stimul
     return BeatsRead(session.beats(action.nodes))
 
 
-def _beat(session: Session, action: Beat, machine: Machine) -> None:
+def _beat(session: Session, action: Beat, machine: Machine) -> Stimulus:
     session.beat(machine.node)
+    return Beaten()
 
 
 def _publish(session: Session, action: Publish, machine: Machine) -> None:

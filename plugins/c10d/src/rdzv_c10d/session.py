@@ -88,8 +88,21 @@ class Keys:
         return self.swap(key, "", value)
 
     def add(self, key: str, amount: int) -> int:
-        total: int = call(self.what, lambda: self.store.add(key, amount))
+        try:
+            total: int = call(self.what, lambda: self.store.add(key, amount))
+        except RendezvousConnectionError:
+            # A store complains about a counter that is none as it does about a connection.
+            self._check_counter(key)
+            raise
         return total
+
+    def _check_counter(self, key: str) -> None:
+        text = self.peek(key)
+        if text is not None and not (text.lstrip("-").isdecimal() and len(text) < 20):
+            raise torch_compatible(RendezvousStateError)(
+                f"The key {key!r} in {self.what} holds {text[:40]!r}, no counter. Use another run "
+                "id."
+            )
 
     def set_all(self, pairs: Mapping[str, str]) -> None:
         """Write without an answer, in effect before whatever this connection does next."""
@@ -286,6 +299,8 @@ class StoreSession(Session):
     # ------------------------------------------------------------ the roster
 
     def _record(self, ticket: int) -> str:
+        if not self._base:
+            raise AssertionError("the session has not been attached to an epoch")
         return f"{self._base}/record/{ticket}"
 
     def enter(self, record: bytes) -> int:
