@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 from types import SimpleNamespace
 
@@ -365,3 +366,31 @@ def test_a_program_without_torchs_agent_has_no_restarts_to_count(recorded):
     handler = Noting()
     handler.gone_before_round = 1
     assert bridge(handler).next_rendezvous().rank == 1
+
+
+# ---------------------------------------------------------------- signals
+
+
+def test_sigterm_ends_a_waiting_agent_in_order(recorded, monkeypatch):
+    handler = Noting()
+    monkeypatch.setattr(
+        handler, "next_rendezvous", lambda: os.kill(os.getpid(), signal.SIGTERM), raising=True
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        agent = Agent(bridge(handler), 0)
+        with pytest.raises(SignalException, match="SIGTERM"):
+            agent.form(failed=False)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_handler_for_sigterm_that_is_there_stays(recorded, monkeypatch):
+    handler = Noting()
+    seen: list[object] = []
+    monkeypatch.setattr(signal, "getsignal", lambda _: seen.append)
+    monkeypatch.setattr(signal, "signal", lambda *_: seen.append("changed"))
+    Agent(bridge(handler), 0).form(failed=False)
+    assert not seen

@@ -53,16 +53,22 @@ documents = sizes.flatmap(
         min_nodes=st.just(size[0]),
         max_nodes=st.just(size[1]),
         leader=st.none() | st.builds(Leader, names, seconds, st.integers(-1, 10**6)),
-        round=counts,
-        nonce=names,
-        size=counts,
         upto=counts,
-        chunks=st.integers(0, 10**4),
         gone=counts,
         master=st.none() | st.builds(Master, st.text(max_size=255), st.integers(1, 65535)),
         change=st.none() | st.builds(Change, counts, counts, counts, counts),
         closed=st.booleans(),
     )
+)
+completed = st.builds(
+    lambda document, share, **fields: msgspec.structs.replace(
+        document, size=1 + round(share * (document.max_nodes - 1)), **fields
+    ),
+    documents,
+    st.floats(0, 1),
+    round=st.integers(1, 2**53),
+    nonce=names.filter(bool),
+    chunks=st.integers(1, 10**4),
 )
 jsons = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -74,7 +80,7 @@ def example() -> Any:
     return msgspec.to_builtins(Document(SCHEMA, "epoch", 1, "write", 2, 4))
 
 
-@given(documents)
+@given(documents | completed)
 def test_a_document_comes_back_as_it_was_written(document):
     assert decode(Document, encode(document), "here") == document
 
@@ -167,8 +173,11 @@ def test_what_is_no_state_of_ours_is_shown_by_its_beginning_with_a_remedy():
 
 def test_limits_that_contradict_each_other_are_a_state_error():
     data = json.dumps({**example(), "min_nodes": 5}).encode()
-    with pytest.raises(RendezvousStateError, match="min_nodes 5 above max_nodes 4"):
+    with pytest.raises(RendezvousStateError, match="contradicts itself.*min_nodes=5, max_nodes=4"):
         decode(Document, data, "here")
+
+
+PUBLISHED: tuple[dict[str, Any], ...] = ({}, {"nonce": "n", "chunks": 1})
 
 
 @pytest.mark.parametrize(
@@ -181,5 +190,5 @@ def test_limits_that_contradict_each_other_are_a_state_error():
     ],
 )
 def test_a_run_is_full_while_its_round_stands_and_has_no_room(changes, full):
-    data = json.dumps({**example(), **changes}).encode()
+    data = json.dumps({**example(), **changes, **PUBLISHED["round" in changes]}).encode()
     assert decode(Document, data, "here").full is full

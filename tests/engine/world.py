@@ -224,9 +224,13 @@ class World:
                 self.pieces[nonce] = (dict(assigned), list(chunks))
             case msg.Bury(ticket):
                 self.log.setdefault(ticket, False)
-            case msg.Forget(after, upto, nonce):
+            case msg.Forget(after, upto, nonce, tickets, chunks):
                 self.log.update(dict.fromkeys(range(after + 1, upto + 1), False))
-                self.pieces.pop(nonce, None)
+                assigned, lists = self.pieces.pop(nonce, ({}, []))
+                assigned = {t: a for t, a in assigned.items() if t not in tickets}
+                lists = lists[chunks:]
+                if assigned or lists:
+                    self.pieces[nonce] = assigned, lists
             case msg.OpenMaster():
                 node.opening += 1
             case msg.Attach():

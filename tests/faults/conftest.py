@@ -32,11 +32,8 @@ NODES = Path(__file__).with_name("nodes.py")
 
 REQUEST_FORK, REQUEST_REAP = b"F", b"W"
 
-LIMIT = 45.0
+LIMIT = 8.0
 """Seconds after which what did not happen will not happen."""
-
-SLACK = 8.0
-"""Seconds by which a call may miss its deadline: two are promised, the rest is for a busy machine."""
 
 Event = dict[str, Any]
 

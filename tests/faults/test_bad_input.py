@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tests.faults.conftest import Cluster
 
 SLACK = 8.0
-"""Seconds by which a call may miss its deadline here: two are promised, a busy machine adds more."""
+"""Seconds by which a call may miss its deadline: two are promised, a busy machine adds more."""
 
 
 def _free_port() -> int:
@@ -113,9 +113,9 @@ def test_secret_in_an_endpoint_is_not_shown(bare: Cluster) -> None:
         ({"run_id": ""}, ["run"]),
         ({"backend": "c10"}, ["c10", "c10d"]),
     ],
-    ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items())
-    if isinstance(value, dict)
-    else "",
+    ids=lambda value: (
+        "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else ""
+    ),
 )
 def test_bad_setting(cluster: Cluster, settings: dict[str, Any], words: list[str]) -> None:
     error = cluster.try_to_open(**settings)

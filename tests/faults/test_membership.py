@@ -149,7 +149,7 @@ def test_node_may_try_again_after_a_timeout(anywhere: Cluster) -> None:
 
 
 def test_address_is_kept_as_it_was_given(cluster: Cluster) -> None:
-    first, second = cluster.live(2, 2, 2, local_addr="127.0.0.2")
+    _, second = cluster.live(2, 2, 2, local_addr="127.0.0.2")
     assert cluster.joined(second)["master"][0] == "127.0.0.2"
 
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from tests.faults.conftest import Cluster, Process
 
 SLACK = 8.0
-"""Seconds by which a call may miss its deadline here: two are promised, a busy machine adds more."""
+"""Seconds by which a call may miss its deadline: two are promised, a busy machine adds more."""
 
 
 def test_node_that_was_taken_for_dead_is_fenced(anywhere: Cluster) -> None:

@@ -39,7 +39,8 @@ def test_all_at_once(anywhere: Cluster, seed: int) -> None:
     for node in (*others, late):
         assert node.expect("over")["how"] in ENDS, node.story()
     (after,) = anywhere.open(1, MIN, MAX)
-    assert after.fail("join")["type"] == "RendezvousClosedError"
+    # Where the round was full it may be told first that it is a spare, and then that it is over.
+    assert after.fail("join")["type"] in ENDS
     assert after.ask("is_closed", "is_closed")["closed"] is True
     anywhere.check(MIN, MAX)
 

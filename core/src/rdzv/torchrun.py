@@ -10,7 +10,9 @@ import contextlib
 import functools
 import logging
 import os
+import signal
 import sys
+import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import plugins
@@ -111,6 +113,33 @@ def _as_torch() -> Iterator[None]:
         raise kind(*exc.args) from exc
 
 
+@contextlib.contextmanager
+def _heeding_sigterm(agent: SimpleElasticAgent | None) -> Iterator[None]:
+    """End torch's agent by SIGTERM as it does later; it has no handler before its first workers.
+
+    Without one a node that waits would die at once, and be taken into a round as
+    long as nobody has noticed.
+    """
+    if (
+        agent is None
+        or threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    def end(number: int, _: FrameType | None) -> NoReturn:
+        sign = signal.Signals(number)
+        raise SignalException(f"Process {os.getpid()} got signal: {sign.name}", sign)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class _Bridge:
     """An rdzv handler as torch's agent uses one.
 
@@ -150,7 +179,7 @@ class _Bridge:
         broken = bool(getattr(self._handler, "round_broken", False))
         self._record("next_rendezvous", "RUNNING", "attempts to join the next round")
         try:
-            with _as_torch():
+            with _as_torch(), _heeding_sigterm(agent):
                 info = self._handler.next_rendezvous()
         except Exception as exc:
             self._surplus = isinstance(exc, RendezvousGracefulExitError)

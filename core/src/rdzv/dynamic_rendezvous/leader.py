@@ -108,6 +108,11 @@ class Leading:
         """Begin the term: learn what the last completed round handed on."""
         self._look_due = now + self.period
         self._log_due = now + self._settings.interval
+        if document.version == 1:
+            # Nobody can have entered before there was a document; who has since is
+            # read as soon as this node has entered itself.
+            self._synced = True
+            return []
         if document.round == 0:
             return self._synchronised(0)
         return [ReadRoster(document.nonce, document.chunks)]

@@ -228,7 +228,8 @@ def decide(
         until = (now if called_since is None else called_since) + last_call
         if now < until:
             return Hold(Waiting.LAST_CALL, until)
-    chosen = assign_ranks((back + new)[: document.max_nodes])
+    leader = "" if document.leader is None else document.leader.node
+    chosen = assign_ranks((back + new)[: document.max_nodes], leader)
     return Complete(chosen, gone=len(roster.gone()))
 
 
@@ -245,11 +246,12 @@ def _standing_round(
     return Hold(Waiting.SHORT if lost else Waiting.STANDS)
 
 
-def assign_ranks(entries: Sequence[Entry]) -> list[Entry]:
+def assign_ranks(entries: Sequence[Entry], leader: str = "") -> list[Entry]:
     """Order nodes by their new ranks: who stays keeps the order, newcomers fill the gaps.
 
     Rank 0 is a node that was in the round before, where there is one: what the
-    workers hold in memory spreads from rank 0.
+    workers hold in memory spreads from rank 0. Where all are new it is the
+    ``leader``, who has a store for the workers ready.
     """
     size = len(entries)
     staying = sorted((e for e in entries if e.rank >= 0), key=lambda e: e.rank)
@@ -260,5 +262,6 @@ def assign_ranks(entries: Sequence[Entry]) -> list[Entry]:
         rank = 0 if place == 0 else max(lowest, min(entry.rank, size - (len(staying) - place)))
         ranks[rank] = entry
         lowest = rank + 1
-    newcomers = iter(sorted((e for e in entries if e.rank < 0), key=lambda e: e.ticket))
+    new = [e for e in entries if e.rank < 0]
+    newcomers = iter(sorted(new, key=lambda e: (e.node != leader, e.ticket)))
     return [ranks[rank] if rank in ranks else next(newcomers) for rank in range(size)]

@@ -230,7 +230,8 @@ class Machine:
             return [Refused(Refusal.LEFT)]
         if self.document is None:
             self._move(Phase.ATTACHING)
-            return [Read()]
+            # One request where the run is young, and everybody's first is the same.
+            return [SwapDocument(self._first_document(), None)]
         self._check_settings(self.document)
         return self._enter(now)
 

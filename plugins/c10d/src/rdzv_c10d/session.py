@@ -200,18 +200,15 @@ class Chain:
 
     def read(self, known: int | None) -> tuple[str, int] | None:
         """The value and its version; newer than ``known`` where there is a newer one."""
-        version = self._hint() if known is None else known + 1
+        version = self._hint() if known is None else self._newer(known)
         while version is not None:
             text = self._keys.peek(self._key(version))
             if text is None:
-                if known is None or version != known + 1:
-                    return None
-                version, known = known, None
-            elif text == _GONE:
-                # The hint may be old: a writer can be slow to move it on.
-                version = max(version + 1, self._hint() or 0)
-            else:
+                return None
+            if text != _GONE:
                 return self._value(version, text), version
+            # The hint may be old: a writer can be slow to move it on.
+            version = max(version + 1, self._hint() or 0)
         return None
 
     def newest(self) -> tuple[str, int] | None:
@@ -223,6 +220,11 @@ class Chain:
                 break
             found = newer
         return found
+
+    def _newer(self, known: int) -> int:
+        # Asked for in a way that wakes nobody: a compare_set of a key that is not
+        # there wakes all who wait for it, and each of them would look, and so on.
+        return known + 1 if self._keys.exist([self._key(known + 1)]) else known
 
     def _value(self, version: int, text: str) -> str:
         nonce, mark, value = text.partition(":")
@@ -251,7 +253,8 @@ class Chain:
         """The next version, if it comes within ``timeout`` seconds and is still there."""
         key = self._key(version + 1)
         text = self._keys.await_value(key, timeout)
-        if text is None or text == _GONE:
+        # TCPStore's get may wake up early, and then returns nothing for a missing key.
+        if not text or text == _GONE:
             return None
         return self._value(version + 1, text), version + 1
 
