@@ -34,7 +34,14 @@ class History:
         self.random = random.Random(seed)
         low = self.random.randint(1, 3)
         high = low + self.random.randint(0, 3)
-        self.world = World(0, low, high, last_call=2.0, attempts=self.random.randint(2, 4))
+        self.world = World(
+            0,
+            low,
+            high,
+            last_call=2.0,
+            attempts=self.random.randint(2, 4),
+            along=self.random.choice([1, 2, 8]),
+        )
         for _ in range(high):
             self.arrive()
 

@@ -36,7 +36,7 @@ def test_a_run_that_nobody_has_created_has_nothing(backend):
     one = session(backend)
     assert one.read(None) is None
     assert one.records(0) == []
-    assert one.beats(["a"]) == {"a": 0}
+    assert one.beats([3]) == {3: 0}
     assert one.fetch("nonce", ["x"]) == [None]
     assert backend.memory.state is None
 
@@ -76,7 +76,7 @@ def test_many_writers_at_once_each_take_effect_once(backend):
     def write(number: int) -> None:
         for step in range(times):
             tickets.append(sessions[number].enter(f"{number}.{step}".encode()))
-            sessions[number].beat("shared")
+            sessions[number].beat(3)
 
     threads = [threading.Thread(target=write, args=(n,)) for n in range(count)]
     for thread in threads:
@@ -86,7 +86,7 @@ def test_many_writers_at_once_each_take_effect_once(backend):
     assert sorted(tickets) == list(range(1, count * times + 1))
     found = [data.decode() for _, data in sessions[0].records(0) if data]
     assert len(set(found)) == count * times
-    assert sessions[0].beats(["shared"]) == {"shared": count * times}
+    assert sessions[0].beats([3]) == {3: count * times}
 
 
 def test_exactly_one_of_many_that_replace_a_document_at_once_is_told_that_it_won(backend):
@@ -118,7 +118,7 @@ def test_a_wait_ends_when_the_document_changes_but_not_when_the_roster_does(back
     thread = threading.Thread(target=wait)
     thread.start()
     one.enter(b"x")
-    one.beat("a")
+    one.beat(3)
     one.swap(b"second", token)
     assert ended.wait(LIMIT)
     assert two.read(token) is not None
@@ -167,8 +167,8 @@ OPERATIONS = {
     "wait": lambda s: s.wait(0, 0.0),
     "enter": lambda s: s.enter(b"x"),
     "records": lambda s: s.records(0),
-    "beat": lambda s: s.beat("a"),
-    "beats": lambda s: s.beats(["a"]),
+    "beat": lambda s: s.beat(3),
+    "beats": lambda s: s.beats([3]),
     "publish": lambda s: s.publish("n", {"1": b"x"}),
     "fetch": lambda s: s.fetch("n", ["1"]),
     "forget": lambda s: s.forget(0, 1, "n", ["1"]),
@@ -185,7 +185,7 @@ OPERATIONS = {
         b"[]",
         state(tail="many"),
         state(tail=-1),
-        state(beats={"a": -1}),
+        state(beats={3: -1}),
         state(document=7),
         state(records={"one": "x"}),
         b"[" * 100_000,

@@ -118,8 +118,16 @@ class World:
     """The store, the clock and the nodes."""
 
     def __init__(
-        self, count: int, low: int, high: int, *, last_call: float = 5.0, attempts: int = 3
+        self,
+        count: int,
+        low: int,
+        high: int,
+        *,
+        last_call: float = 5.0,
+        attempts: int = 3,
+        along: int = 8,
     ) -> None:
+        self.along = along  # Slots whose counters come along with one another's beats.
         self.settings = Settings(low, high, last_call, 1.0, attempts)
         self.now = 100.0
         self.down = False
@@ -127,7 +135,7 @@ class World:
         self.document: Any = None
         self.tail = 0
         self.log: dict[int, Any] = {}
-        self.beats: Counter[str] = Counter()
+        self.beats: Counter[int] = Counter()
         self.pieces: dict[str, tuple[dict[int, Assigned], list[Sequence[Member]]]] = {}
         self.nodes: list[Node] = []
         self.perform: Callable[[Node, msg.Action], Any] = self._perform
@@ -215,11 +223,12 @@ class World:
                 return msg.RosterRead(nonce, members)
             case msg.ReadLog(after):
                 return msg.LogRead([(t, self.log.get(t)) for t in range(after + 1, self.tail + 1)])
-            case msg.ReadBeats(names):
-                return msg.BeatsRead({name: self.beats[name] for name in names})
-            case msg.Beat():
-                self.beats[node.machine.node] += 1
-                return msg.Beaten()
+            case msg.ReadBeats(slots):
+                return msg.BeatsRead({slot: self.beats[slot] for slot in slots})
+            case msg.Beat(slot):
+                self.beats[slot] += 1
+                first = slot // self.along * self.along
+                return msg.Beaten({s: self.beats[s] for s in range(first, first + self.along)})
             case msg.Publish(nonce, assigned, chunks):
                 self.pieces[nonce] = (dict(assigned), list(chunks))
             case msg.Bury(ticket):

@@ -32,7 +32,7 @@ NODES = Path(__file__).with_name("nodes.py")
 
 REQUEST_FORK, REQUEST_REAP = b"F", b"W"
 
-LIMIT = 8.0
+LIMIT = 45.0
 """Seconds after which what did not happen will not happen."""
 
 Event = dict[str, Any]

@@ -90,8 +90,8 @@ def test_document_of_a_newer_version(cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     "keys",
     [
-        {"hint": "somewhere"},
-        {"hint": "9" * 30},
+        {"hint": "somewhere", "_1": "-"},
+        {"hint": "9" * 30, "_1": "-"},
         {"hint": "1", "_1": "what torch wrote"},
         {"hint": "1", "_1": "0" * 16 + ":"},
         {"hint": "1", "_1": "0" * 16 + ":{}"},

@@ -138,12 +138,19 @@ class Session(ABC):
         """Fill the hole at ``ticket``, so that a record that comes late is refused."""
 
     @abstractmethod
-    def beat(self, node: str) -> None:
-        """Give a sign of life of ``node``."""
+    def beat(self, slot: int) -> Mapping[int, int]:
+        """Give a sign of life of the node in ``slot``.
+
+        A slot belongs to one node for the life of the run; slots count up from 0.
+
+        Returns:
+            Counters of other slots, as :meth:`beats` has them, that came along
+            with the answer: a look that costs nothing. Empty where none did.
+        """
 
     @abstractmethod
-    def beats(self, nodes: Sequence[str]) -> Mapping[str, int]:
-        """A number for each of ``nodes`` that changes with every beat (0 where none came)."""
+    def beats(self, slots: Sequence[int]) -> Mapping[int, int]:
+        """A number for each of ``slots`` that changes with every beat (0 where none came)."""
 
     @abstractmethod
     def publish(self, nonce: str, pieces: Mapping[str, bytes]) -> None:

@@ -43,6 +43,8 @@ class Leader(msgspec.Struct, frozen=True):
     interval: Seconds
     rank: Rank = -1
     """Its rank in the completed round; those who follow it look at its beat most often."""
+    slot: Count = 0
+    """Where it beats: its slot, or 0 for one that led before it had one."""
 
 
 class Master(msgspec.Struct, frozen=True):
@@ -117,6 +119,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """A random name of this record, so that a writer recognises its own."""
     round: Count = 0
     rank: Rank = -1
+    slot: Count = 0
+    """Where the node beats: its first ticket, which its first record does not know yet (0)."""
 
     def __str__(self) -> str:
         return f"{self.addr}_{self.pid}_{self.local_id}"

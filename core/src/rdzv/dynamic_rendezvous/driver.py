@@ -21,7 +21,6 @@ from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import RendezvousConnectionError, RendezvousError, StoreGoneError
-from .leadership import Roster, Standing
 from .messages import (
     FACTS,
     Action,
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
 
     from .backend import Session
     from .document import Master
+    from .leadership import Roster
     from .machine import Machine
 from .perform import PERFORM, document_read, read_whole_roster
 
@@ -350,6 +350,7 @@ class Driver:
             self._tell()
 
     def _lead(self, session: Session) -> None:
+        nothing = 0
         while self._await(self._leads):
             leading, document = self.machine.leading, self.machine.document
             if leading is None or document is None:
@@ -363,6 +364,11 @@ class Driver:
                 if self.machine.leading is leading and not self._stopped:
                     self._carry_out(session, [ReadLog(leading.roster.complete_upto)])
             self._tell()
+            # Called for nothing again and again: by a record, say, that nobody took a
+            # ticket for.
+            nothing = 0 if leading.roster.seen > after else nothing + 1
+            if nothing > 1:
+                self._block(lambda: self._stopped, min(_RETRY[0] * nothing, _RETRY[1]))
 
     def _await(self, ready: Callable[[], bool]) -> bool:
         self._block(lambda: self._stopped or ready(), None)
@@ -453,7 +459,6 @@ class Driver:
     def others(self, session: Session) -> dict[str, int]:
         """The beat counters of all other nodes that have not left."""
         roster = self.describe(session)
-        nodes = [entry.node for entry in roster.entries.values()]
-        gone = {entry.node for entry in roster.those(Standing.LEFT)}
-        mine = self.machine.node
-        return dict(session.beats([node for node in nodes if node != mine and node not in gone]))
+        watched = roster.watched(self.machine.node)
+        counts = session.beats(list(watched))
+        return {node: counts[slot] for slot, node in watched.items()}

@@ -36,6 +36,9 @@ _CHUNK = 1000
 """Nodes in one piece of the roster: a piece stays far below what is read at most."""
 
 
+_LOOK_AT_LOG = 4
+"""Intervals between two looks at the log that nothing has asked for."""
+
 _SLICE = 64
 """Pieces that are freed in one go."""
 
@@ -95,6 +98,7 @@ class Leading:
         self._log_due = 0.0
         self._wake: float | None = None
         self._garbage: list[Forget] = []
+        self._along: frozenset[int] = frozenset()
         self._offer: tuple[str, Sequence[Entry]] | None = None
         self._pieces: list[int] = []
         self.holding: Waiting | None = None
@@ -107,7 +111,7 @@ class Leading:
     def start(self, document: Document, now: float) -> list[Action]:
         """Begin the term: learn what the last completed round handed on."""
         self._look_due = now + self.period
-        self._log_due = now + self._settings.interval
+        self._log_due = now + _LOOK_AT_LOG * self._settings.interval
         if document.version == 1:
             # Nobody can have entered before there was a document; who has since is
             # read as soon as this node has entered itself.
@@ -144,9 +148,18 @@ class Leading:
         self.roster.lose(entry.node)
         return [Lost(entry.record, dead[1])]
 
-    def on_beats(self, counts: Mapping[str, int], now: float) -> list[Action]:
+    def on_beaten(self, along: Mapping[int, int], now: float) -> list[Action]:
+        """This leader's own beat was taken; the counters ``along`` with it may be a whole look."""
+        self._along = frozenset(along)
+        return self.on_beats(along, now) if self._has_all_along() else []
+
+    def _has_all_along(self) -> bool:
+        return self.roster.watched(self._me).keys() <= self._along
+
+    def on_beats(self, slots: Mapping[int, int], now: float) -> list[Action]:
         """Take in one look at the beats; says who was lost by it."""
-        counts = {node: count for node, count in counts.items() if node in self.roster.entries}
+        watched = self.roster.watched(self._me)
+        counts = {node: slots[slot] for slot, node in watched.items() if slot in slots}
         for node in self._silence.observe(counts, now, self.period):
             self.roster.find_again(node)
         lost: list[Action] = []
@@ -168,7 +181,8 @@ class Leading:
         """When :meth:`tick` has something to do next."""
         return min(self._look_due, self._log_due, self._wake or math.inf)
 
-    def tick(self, now: float) -> list[Action]:
+    def tick(self, now: float, *, beating: bool) -> list[Action]:
+        """Do what time has brought; ``beating``: this node is giving a beat just now."""
         actions: list[Action] = []
         if self._wake is not None and now >= self._wake:
             self._wake = None
@@ -176,14 +190,14 @@ class Leading:
         if now >= self._log_due:
             # Whatever pushes arrivals waits for the next ticket's record: behind a hole
             # others may have come.
-            self._log_due = now + self._settings.interval
+            self._log_due = now + _LOOK_AT_LOG * self._settings.interval
             actions += self._bury_old_holes(now)
             actions.append(ReadLog(self.roster.complete_upto))
         if now >= self._look_due:
             self._look_due = now + self.period
-            nodes = [node for node in self.roster.watched() if node != self._me]
-            if nodes:
-                actions.append(ReadBeats(nodes))
+            slots = list(self.roster.watched(self._me))
+            if slots and not (beating and self._has_all_along()):
+                actions.append(ReadBeats(slots))
         # A little at a time: each may be a request for each of its pieces.
         actions += self._garbage[:1]
         del self._garbage[:1]
@@ -253,9 +267,11 @@ class Leading:
         after.complete(decision.entries)
         members = after.handed_on()
         chunks = [members[i : i + _CHUNK] for i in range(0, len(members), _CHUNK)]
-        leader = document.leader
-        if leader is None:
+        if document.leader is None:
             raise AssertionError("only the leader that the document names completes a round")
+        leader = msgspec.structs.replace(document.leader, rank=own)
+        if self._me in self.roster.entries:
+            leader = msgspec.structs.replace(leader, slot=self.roster.entries[self._me].slot)
         self._offer = (nonce, decision.entries)
         return [
             Publish(
@@ -273,7 +289,7 @@ class Leading:
                     upto=self.roster.complete_upto,
                     chunks=len(chunks),
                     gone=decision.gone,
-                    leader=Leader(leader.node, leader.interval, own),
+                    leader=leader,
                     # Only this node's own store is at hand before anybody knows its rank.
                     master=master if own == 0 else None,
                     change=None,
@@ -307,5 +323,5 @@ class Leading:
         heir = None
         if entry is not None:
             rank = entry.rank if entry.standing is not Standing.NEW else -1
-            heir = Leader(entry.node, entry.record.interval / 2, rank)
+            heir = Leader(entry.node, entry.record.interval / 2, rank, entry.slot)
         return SwapDocument(amend(document, self._new_id(), leader=heir), token)

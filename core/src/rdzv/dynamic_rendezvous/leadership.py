@@ -50,6 +50,11 @@ class Entry:
     def node(self) -> str:
         return self.record.node
 
+    @property
+    def slot(self) -> int:
+        """Where the node beats."""
+        return self.record.slot or self.ticket
+
 
 @dataclass
 class Roster:
@@ -153,9 +158,13 @@ class Roster:
             others, key=lambda e: (e.rank < 0, e.rank <= rank, e.rank, e.ticket), default=None
         )
 
-    def watched(self) -> list[str]:
-        """The nodes whose beats matter."""
-        return [e.node for e in self.entries.values() if e.standing is not Standing.LEFT]
+    def watched(self, but: str) -> dict[int, str]:
+        """The nodes whose beats matter, by their slots; without one."""
+        return {
+            e.slot: e.node
+            for e in self.entries.values()
+            if e.standing is not Standing.LEFT and e.node != but
+        }
 
     @property
     def complete_upto(self) -> int:

@@ -148,6 +148,7 @@ class Machine:
         self._new_id = new_id
         self._jitter = jitter
         self._ticket = 0
+        self._slot = 0
         self._entered_round = 0
         self._master: Master | None = None
         self._opening = False
@@ -279,10 +280,11 @@ class Machine:
         actions: list[Action] = []
         # So much silence, and a little more, would have been this node's death.
         paused = self._missed or now - self._beaten > self._longest_silence()
+        beating = self._beats and now >= self._beat_due
         if self._beats:
             actions += self._tick_in_roster(now, paused=paused)
         if self.leading is not None and not self.closed:
-            actions += self.leading.tick(now)
+            actions += self.leading.tick(now, beating=beating)
         return actions
 
     def _tick_in_roster(self, now: float, *, paused: bool) -> list[Action]:
@@ -290,7 +292,7 @@ class Machine:
         # Before all else: what a leader has to do can take long.
         if now >= self._beat_due:
             self._beat_due = now + self._beat_period()
-            actions.append(Beat())
+            actions.append(Beat(self._beat_slot()))
         if now >= self._read_due:
             # Whatever pushes changes may have missed one.
             self._read_due = now + _READ_AGAIN
@@ -304,10 +306,25 @@ class Machine:
             actions += self._look_at_leader(now)
         return actions
 
-    def _on_beaten(self, _: Beaten, now: float) -> list[Action]:
+    def _on_beaten(self, beaten: Beaten, now: float) -> list[Action]:
         self._missed = self._missed or now - self._beaten > self._longest_silence()
         self._beaten = now
-        return []
+        if self.leading is not None:
+            return [*self.leading.on_beaten(beaten.along, now), *self._pursue(now)]
+        leader = None if self.document is None else self.document.leader
+        if leader is None or leader.slot not in beaten.along:
+            return []
+        # A look for nothing. One that is asked for is due only if the next does not come.
+        interval = self.settings.interval
+        self._look_due = now + 1.5 * interval
+        return self._observe_leader(beaten.along[leader.slot], now, interval)
+
+    def _beat_slot(self) -> int:
+        """Where this node beats: where the document says of its leader, else in its own slot."""
+        leader = None if self.document is None else self.document.leader
+        if leader is not None and leader.node == self._me.node:
+            return leader.slot
+        return self._slot
 
     def _longest_silence(self) -> float:
         """Seconds without a beat after which others may have taken this node for dead."""
@@ -328,7 +345,7 @@ class Machine:
             if self._is_near() or now - self._vacant_since >= self.settings.interval:
                 return self._take_over(document, now)
             return []
-        return [ReadBeats([document.leader.node])]
+        return [ReadBeats([document.leader.slot])]
 
     def _is_near(self) -> bool:
         """Whether this node is one of the two that look at the leader most often."""
@@ -349,12 +366,17 @@ class Machine:
         if self.leading is not None:
             lost = self.leading.on_beats(read.counts, now)
             return [*lost, *self._pursue(now)]
+        leader = None if self.document is None else self.document.leader
+        if leader is None or leader.slot not in read.counts:
+            return []
+        return self._observe_leader(read.counts[leader.slot], now, self._look_period())
+
+    def _observe_leader(self, count: int, now: float, period: float) -> list[Action]:
         document = self.document
-        if document is None or document.leader is None or document.leader.node not in read.counts:
+        if document is None or document.leader is None:
             return []
         leader = document.leader
-        period = self._look_period()
-        self._silence.observe({leader.node: read.counts[leader.node]}, now, period)
+        self._silence.observe({leader.node: count}, now, period)
         limit = self.settings.silence(leader.interval)
         if not self._is_near():
             # Leave it to those who are near, unless they are gone with the leader.
@@ -363,7 +385,7 @@ class Machine:
         if left <= 1e-9:
             return self._take_over(document, now)
         if self._silence.of(leader.node) > 0:
-            self._look_due = now + min(period, left)
+            self._look_due = min(self._look_due, now + min(period, left))
         return []
 
     def _take_over(self, document: Document, now: float) -> list[Action]:
@@ -530,6 +552,7 @@ class Machine:
         if document is None:
             raise AssertionError("entered a run that is not known")
         self._ticket = entered.ticket
+        self._slot = self._slot or entered.ticket
         self._move(Phase.WAITING)
         if not self._beats:
             self._beats = True
@@ -632,7 +655,8 @@ class Machine:
 
     def _as_leader(self, document: Document) -> Leader:
         member = self.phase is Phase.MEMBER and self.round == document.round
-        return Leader(self._me.node, self.settings.interval / 2, self.rank if member else -1)
+        rank = self.rank if member else -1
+        return Leader(self._me.node, self.settings.interval / 2, rank, self._slot)
 
     def _may_publish_master(self, document: Document) -> bool:
         return (
@@ -675,7 +699,12 @@ class Machine:
 
     def _record(self, kind: str) -> Record:
         return msgspec.structs.replace(
-            self._me, kind=kind, id=self._new_id(), round=self.round, rank=self.rank
+            self._me,
+            kind=kind,
+            id=self._new_id(),
+            round=self.round,
+            rank=self.rank,
+            slot=self._slot,
         )
 
     def _move(self, phase: Phase) -> None:

@@ -86,7 +86,9 @@ class Entered:
 
 @dataclass(frozen=True)
 class Beaten:
-    """The store has taken this node's beat."""
+    """The store has taken this node's beat; the counters of the slots ``along`` came with it."""
+
+    along: Mapping[int, int]
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,9 @@ class LogRead:
 
 @dataclass(frozen=True)
 class BeatsRead:
-    """One look at the beat counters of nodes."""
+    """One look at the beat counters of slots."""
 
-    counts: Mapping[str, int]
+    counts: Mapping[int, int]
 
 
 @dataclass(frozen=True)
@@ -201,14 +203,16 @@ class ReadLog:
 
 @dataclass(frozen=True)
 class ReadBeats:
-    """Look at the beats of these nodes; answered by ``BeatsRead``."""
+    """Look at the beats in these slots; answered by ``BeatsRead``."""
 
-    nodes: Sequence[str]
+    slots: Sequence[int]
 
 
 @dataclass(frozen=True)
 class Beat:
-    """Give a sign of life; answered by ``Beaten``."""
+    """Give a sign of life in a slot; answered by ``Beaten``."""
+
+    slot: int
 
 
 @dataclass(frozen=True)

@@ -104,12 +104,11 @@ def _read_log(session: Session, action: ReadLog, machine: Machine) -> LogRead:
 
 
 def _read_beats(session: Session, action: ReadBeats, machine: Machine) -> Stimulus:
-    return BeatsRead(session.beats(action.nodes))
+    return BeatsRead(session.beats(action.slots))
 
 
 def _beat(session: Session, action: Beat, machine: Machine) -> Stimulus:
-    session.beat(machine.node)
-    return Beaten()
+    return Beaten(session.beat(action.slot))
 
 
 def _publish(session: Session, action: Publish, machine: Machine) -> None:

@@ -42,7 +42,7 @@ class _State(msgspec.Struct, omit_defaults=True):
     changes: Annotated[int, msgspec.Meta(ge=0)] = 0
     tail: Annotated[int, msgspec.Meta(ge=0)] = 0
     records: dict[int, str] = {}
-    beats: dict[Name, Annotated[int, msgspec.Meta(ge=0)]] = {}
+    beats: dict[int, Annotated[int, msgspec.Meta(ge=0)]] = {}
     pieces: dict[Name, dict[str, str]] = {}
 
 
@@ -171,16 +171,17 @@ class DocumentSession(Session):
         # A ticket and its record are one write here: there are no holes.
         pass
 
-    def beat(self, node: str) -> None:
-        def change(state: _State) -> None:
-            state.beats[node] = state.beats.get(node, 0) + 1
+    def beat(self, slot: int) -> Mapping[int, int]:
+        def change(state: _State) -> Mapping[int, int]:
+            state.beats[slot] = state.beats.get(slot, 0) + 1
+            return dict(state.beats)
 
-        self._change(change)
+        return self._change(change)
 
-    def beats(self, nodes: Sequence[str]) -> Mapping[str, int]:
+    def beats(self, slots: Sequence[int]) -> Mapping[int, int]:
         found = self._get()
         counts = {} if found is None else found[0].beats
-        return {node: counts.get(node, 0) for node in nodes}
+        return {slot: counts.get(slot, 0) for slot in slots}
 
     def publish(self, nonce: str, pieces: Mapping[str, bytes]) -> None:
         def change(state: _State) -> None:

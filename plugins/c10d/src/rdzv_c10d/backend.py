@@ -47,6 +47,9 @@ that connects, in its only thread."""
 _AT_START = 2
 """Sessions that every node opens; a further one may be opened because a connection broke."""
 
+_PATIENT = 2.0
+"""Seconds after which to ask whether there is still anything to connect to: TCPStore tries on."""
+
 _REACH = 5.0
 """Seconds within which a store that is there accepts a connection."""
 
@@ -123,7 +126,10 @@ class C10dRendezvousBackend(SessionBackend):
                 _check_port(store.host, store.port)
             self._opened += 1
             connection = _bounded(
-                lambda: _connect(store.host, store.port, _CONNECT), _CONNECT + 1, self._what
+                lambda: _connect(store.host, store.port, _CONNECT),
+                _CONNECT + 1,
+                self._what,
+                lambda: _check_port(store.host, store.port),
             )
             return StoreSession(connection, self._run_id, self._what, pushes=True)
         if isinstance(store, FileStore):
@@ -166,11 +172,17 @@ def _check_port(host: str, port: int) -> None:
         ) from exc
 
 
-def _bounded(operation: Callable[[], T], seconds: float, what: str) -> T:
+def _bounded(
+    operation: Callable[[], T],
+    seconds: float,
+    what: str,
+    check: Callable[[], None] = lambda: None,
+) -> T:
     """Run what may hang on a frozen server, and leave it behind where it does.
 
     Raises:
-        RendezvousConnectionError: It failed, or took longer than ``seconds``.
+        RendezvousConnectionError: It failed, or took longer than ``seconds``, or
+            ``check`` said so meanwhile.
     """
     done: list[T] = []
     failed: list[BaseException] = []
@@ -183,7 +195,11 @@ def _bounded(operation: Callable[[], T], seconds: float, what: str) -> T:
 
     thread = threading.Thread(target=run, name="rdzv-connect", daemon=True)
     thread.start()
-    thread.join(seconds)
+    deadline = time.monotonic() + seconds
+    while thread.is_alive() and time.monotonic() < deadline:
+        thread.join(min(_PATIENT, max(0.0, deadline - time.monotonic())))
+        if thread.is_alive():
+            check()
     if done:
         return done[0]
     reason = f"no answer within {seconds:g} s"

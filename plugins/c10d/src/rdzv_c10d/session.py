@@ -26,6 +26,10 @@ _GONE = "-"
 compare_set an empty value is the same as none."""
 
 _FEW = 2
+
+_SLOTS = 8
+_BITS = 7
+_WRAP = 120
 _IN_FLIGHT = 0.003
 """Seconds that a record may lag behind its ticket before each is looked for by itself."""
 
@@ -259,6 +263,13 @@ class Chain:
         return self._value(version + 1, text), version + 1
 
 
+def _unpacked(group: int, value: int) -> dict[int, int]:
+    return {
+        group * _SLOTS + place: (value >> (_BITS * place)) & (2**_BITS - 1)
+        for place in range(_SLOTS)
+    }
+
+
 class StoreSession(Session):
     """One connection to a run on a store.
 
@@ -274,7 +285,8 @@ class StoreSession(Session):
         self._root = f"rdzv/{run_id}"
         self._chain = Chain(self._keys, f"{self._root}/document")
         self._base = ""
-        self._beating: set[str] = set()
+        self._known: set[int] = set()
+        self._own = 0
 
     # ------------------------------------------------------------ the document
 
@@ -334,31 +346,46 @@ class StoreSession(Session):
 
     # ------------------------------------------------------------ beats
 
-    def _beat(self, node: str) -> str:
-        return f"{self._base}/beat/{node}"
+    # Eight slots share one number, seven bits each, which only add ever changes: one
+    # request gives a beat and brings the counters of seven others along.
 
-    def beat(self, node: str) -> None:
-        self._keys.add(self._beat(node), 1)
+    def _group(self, group: int) -> str:
+        return f"{self._base}/beat/{group}"
 
-    def beats(self, nodes: Sequence[str]) -> Mapping[str, int]:
-        if len(nodes) <= _FEW:
-            return {node: self._keys.add(self._beat(node), 0) for node in nodes}
-        self._make_exist([node for node in nodes if node not in self._beating])
-        values = self._keys.get_all([self._beat(node) for node in nodes])
-        return {node: self._count(node, v) for node, v in zip(nodes, values, strict=True)}
+    def beat(self, slot: int) -> Mapping[int, int]:
+        group, place = divmod(slot, _SLOTS)
+        # Back to nothing well before it would spill over into the neighbour. What the
+        # store holds may be a few ahead of what this session knows of, never behind.
+        step = -self._own if self._own >= _WRAP else 1
+        counts = _unpacked(group, self._keys.add(self._group(group), step << (_BITS * place)))
+        self._own = counts[slot]
+        return counts
 
-    def _make_exist(self, nodes: Sequence[str]) -> None:
-        # A read of many keys blocks where one is missing: of a node that has not beaten yet.
-        if nodes and not self._keys.exist([self._beat(node) for node in nodes]):
-            for node in nodes:
-                self._keys.add(self._beat(node), 0)
-        self._beating.update(nodes)
+    def beats(self, slots: Sequence[int]) -> Mapping[int, int]:
+        groups = sorted({slot // _SLOTS for slot in slots})
+        if len(groups) <= _FEW:
+            values = [self._keys.add(self._group(group), 0) for group in groups]
+        else:
+            self._make_exist([group for group in groups if group not in self._known])
+            found = self._keys.get_all([self._group(group) for group in groups])
+            values = [self._number(g, value) for g, value in zip(groups, found, strict=True)]
+        counts: dict[int, int] = {}
+        for group, value in zip(groups, values, strict=True):
+            counts |= _unpacked(group, value)
+        return {slot: counts[slot] for slot in slots}
 
-    def _count(self, node: str, value: bytes) -> int:
+    def _make_exist(self, groups: Sequence[int]) -> None:
+        # A read of many keys blocks where one is missing: of nodes that have not beaten yet.
+        if groups and not self._keys.exist([self._group(group) for group in groups]):
+            for group in groups:
+                self._keys.add(self._group(group), 0)
+        self._known.update(groups)
+
+    def _number(self, group: int, value: bytes) -> int:
         text = value[:20].decode(errors="replace")
-        if not text.isdecimal():
+        if not text.lstrip("-").isdecimal():
             raise torch_compatible(RendezvousStateError)(
-                f"The key {self._beat(node)!r} in {self._keys.what} holds {text!r}, no counter. "
+                f"The key {self._group(group)!r} in {self._keys.what} holds {text!r}, no counter. "
                 "Use another run id."
             )
         return int(text)

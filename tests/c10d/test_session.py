@@ -1,0 +1,90 @@
+"""A session on a real TCPStore: what wakes whom, and how eight nodes share one counter."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from torch.distributed import TCPStore
+
+from rdzv_c10d.session import StoreSession
+
+LIMIT = 30.0
+
+
+@pytest.fixture
+def server():
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def open_session(server) -> StoreSession:
+    client = TCPStore("127.0.0.1", server.port, is_master=False, wait_for_workers=False)
+    session = StoreSession(client, "run", "the store", pushes=True)
+    session.attach("epoch")
+    return session
+
+
+def test_looking_for_a_newer_document_wakes_nobody_who_waits_for_one(server):
+    writer, waiter = open_session(server), open_session(server)
+    first = writer.swap(b"one", None)
+    found: list[object] = []
+    waiting = threading.Thread(target=lambda: found.append(waiter.wait(first.token, LIMIT)))
+    waiting.start()
+    for _ in range(20):
+        assert writer.read(first.token) == (b"one", first.token)
+    second = writer.swap(b"two", first.token)
+    waiting.join(LIMIT)
+    # Somebody who had been woken for nothing would have come back with nothing.
+    assert found == [(b"two", second.token)]
+
+
+def test_eight_nodes_share_a_number_and_never_spill_into_each_other(server):
+    sessions = [open_session(server) for _ in range(8)]
+    before = sessions[0].beats(range(8))
+    for step in range(300):
+        slot = step * 5 % 8
+        after = sessions[slot].beat(slot)
+        assert after[slot] != before[slot]
+        assert {s: n for s, n in after.items() if s != slot} == {
+            s: n for s, n in before.items() if s != slot
+        }
+        before = after
+
+
+@pytest.mark.parametrize("behind", [1, 2, 3])
+def test_a_beat_whose_answer_was_lost_disturbs_no_neighbour(server, behind):
+    session, other = open_session(server), open_session(server)
+    neighbour = other.beat(4)[4]
+    for step in range(300):
+        if step % 50 == 0:
+            # Beats that took effect although this session never heard of it.
+            for _ in range(behind):
+                other._keys.add(other._group(0), 1 << (7 * 3))
+        counts = session.beat(3)
+        assert counts[4] == neighbour
+        assert counts[2] == 0
+
+
+def test_a_new_session_of_a_node_goes_on_where_the_old_one_was(server):
+    for _ in range(40):
+        session = open_session(server)
+        seen = [session.beat(7)[7] for _ in range(5)]
+        assert len(set(seen)) == 5
+    assert session.beats([6, 8]) == {6: 0, 8: 0}
+
+
+def test_the_counters_of_many_nodes_are_read_together(server):
+    session = open_session(server)
+    for slot in (1, 9, 17, 200):
+        session.beat(slot)
+    assert session.beats([1, 2, 9, 17, 200]) == {1: 1, 2: 0, 9: 1, 17: 1, 200: 1}
+
+
+def test_a_record_that_comes_after_its_ticket_was_buried_takes_another_one(server):
+    leader, late = open_session(server), open_session(server)
+    ticket = leader._keys.add("rdzv/run/epoch/tickets", 1)
+    leader.bury(ticket)
+    assert leader.records(0) == [(1, b"-")]
+    leader._keys.add("rdzv/run/epoch/tickets", -1)
+    assert late.enter(b"late") == 2
+    assert leader.records(0) == [(1, b"-"), (2, b"late")]
