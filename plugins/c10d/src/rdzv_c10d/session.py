@@ -27,7 +27,7 @@ compare_set an empty value is the same as none."""
 
 _FEW = 2
 
-_SLOTS = 8
+_SLOTS = 9
 _BITS = 7
 _WRAP = 120
 _IN_FLIGHT = 0.003
@@ -346,8 +346,9 @@ class StoreSession(Session):
 
     # ------------------------------------------------------------ beats
 
-    # Eight slots share one number, seven bits each, which only add ever changes: one
-    # request gives a beat and brings the counters of seven others along.
+    # Nine slots share one number, seven bits each, which only add ever changes: one
+    # request gives a beat and brings the counters of eight others along. Slot 0 is
+    # that of a run's first leader, so that the first eight nodes are together.
 
     def _group(self, group: int) -> str:
         return f"{self._base}/beat/{group}"
