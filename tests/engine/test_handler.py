@@ -24,7 +24,7 @@ from rdzv import (
 )
 from rdzv.dynamic_rendezvous import RendezvousSettings, RendezvousTimeout, create_handler
 from rdzv.dynamic_rendezvous.driver import Driver
-from rdzv.dynamic_rendezvous.machine import Phase
+from rdzv.dynamic_rendezvous.phases import Phase
 from rdzv_c10d import C10dRendezvousBackend
 
 from .memory import Memory, MemoryBackend

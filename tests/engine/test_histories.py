@@ -6,7 +6,6 @@ import random
 
 import pytest
 
-from rdzv.dynamic_rendezvous.machine import Phase
 from rdzv.dynamic_rendezvous.messages import (
     Beat,
     Enter,
@@ -21,6 +20,7 @@ from rdzv.dynamic_rendezvous.messages import (
     SwapDocument,
     Withdraw,
 )
+from rdzv.dynamic_rendezvous.phases import Phase
 
 from .world import Node, World
 

@@ -11,7 +11,6 @@ from rdzv import RendezvousStateError
 from rdzv.dynamic_rendezvous.document import Record
 from rdzv.dynamic_rendezvous.leader import Settings
 from rdzv.dynamic_rendezvous.leadership import Entry, Standing, Waiting, assign_ranks
-from rdzv.dynamic_rendezvous.machine import TRANSITIONS, IllegalTransition, Phase
 from rdzv.dynamic_rendezvous.messages import (
     Close,
     Departed,
@@ -33,6 +32,7 @@ from rdzv.dynamic_rendezvous.messages import (
     Withdraw,
     Withdrawn,
 )
+from rdzv.dynamic_rendezvous.phases import TRANSITIONS, IllegalTransition, Phase
 
 from .world import Node, World
 

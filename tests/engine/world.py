@@ -10,7 +10,8 @@ from typing import Any
 from rdzv.dynamic_rendezvous import messages as msg
 from rdzv.dynamic_rendezvous.document import Assigned, Master, Member, Record
 from rdzv.dynamic_rendezvous.leader import Settings
-from rdzv.dynamic_rendezvous.machine import Machine, Phase
+from rdzv.dynamic_rendezvous.machine import Machine
+from rdzv.dynamic_rendezvous.phases import Phase
 
 REQUESTS = (
     *(msg.Read, msg.SwapDocument, msg.Enter, msg.ReadPiece, msg.ReadRoster, msg.ReadLog),

@@ -12,7 +12,7 @@ import time
 import uuid
 import weakref
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from .. import events
 from ..api import RendezvousHandler, RendezvousInfo, RendezvousParameters, RendezvousStoreInfo
@@ -28,24 +28,21 @@ from .backend import RendezvousBackend, Session, SessionBackend
 from .document import Master, Record
 from .driver import Driver
 from .leader import Settings
-from .leadership import Roster, Standing
 from .leaving import Leaver
-from .machine import Machine, Phase
+from .machine import Machine
 from .master import open_master
 from .messages import (
-    Action,
     Close,
     Join,
     Joined,
-    Latched,
     Look,
-    Lost,
     Refusal,
     Refused,
-    TookOver,
     Withdraw,
     Withdrawn,
 )
+from .phases import Phase
+from .reporting import Reporter, who_is_here
 from .roster import DocumentSession
 from .settings import RendezvousSettings, RendezvousTimeout, check
 
@@ -53,6 +50,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch.distributed import Store
+
+    from .leadership import Roster
 
 __all__ = [
     "DynamicRendezvousHandler",
@@ -164,7 +163,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
             lambda: uuid.uuid4().hex[:16],
             random.random,
         )
-        self._reporter = _Reporter(settings.run_id, self._name, machine, self._observers)
+        self._reporter = Reporter(settings.run_id, self._name, machine, self._observers)
         self._driver = Driver(
             machine, _session_factory(backend), self._master_opener(), patience, self._reporter
         )
@@ -370,7 +369,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
         self._driver.wait(lambda: bool(report), lambda: until)
         if not report:
             return f"{text}: the store stopped answering."
-        return f"{text}: {_who(report[0], settings, self._name)}"
+        return f"{text}: {who_is_here(report[0], settings, self._name)}"
 
     def _store_of_round(self, joined: Joined) -> Store:
         import torch.distributed as dist
@@ -515,40 +514,6 @@ class DynamicRendezvousHandler(RendezvousHandler):
         return done
 
 
-class _Reporter:
-    """Tells logs and observers what the machine reports."""
-
-    def __init__(
-        self, run_id: str, node: str, machine: Machine, observers: events.Observers
-    ) -> None:
-        self._run_id = run_id
-        self._node = node
-        self._machine = machine
-        self._observers = observers
-
-    def __call__(self, action: Action) -> None:
-        if isinstance(action, Latched):
-            log.info("Node %s has to form a new round: %s.", self._node, action.reason)
-        elif isinstance(action, Lost):
-            log.warning("Node %s was lost: silent for %.1f s.", action.node, action.silent)
-            self.emit(events.Lost, lost=(str(action.node),))
-        elif isinstance(action, TookOver):
-            log.info("Node %s leads the run '%s' now.", self._node, self._run_id)
-            self.emit(events.LeaderChanged, leader=self._node)
-
-    def emit(self, kind: type[events.Event], **fields: Any) -> None:
-        """Tell the observers, if there are any."""
-        if self._observers.active:
-            event = kind(
-                run_id=self._run_id,
-                node=self._node,
-                round=self._machine.round,
-                at=time.monotonic(),
-                **fields,
-            )
-            self._observers.emit(event)
-
-
 def _shares_store() -> bool:
     return os.getenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "0") != "1"
 
@@ -558,25 +523,6 @@ def _session_factory(backend: RendezvousBackend) -> Callable[[], Session]:
         return backend.open_session
     lock = threading.Lock()
     return lambda: DocumentSession(backend, lock)
-
-
-def _who(roster: Roster, settings: RendezvousSettings, me: str) -> str:
-    here = roster.those(Standing.BACK, Standing.NEW)
-    names = ", ".join(str(entry.record) for entry in here if str(entry.record) != me)
-    missing = settings.min_nodes - len({str(e.record) for e in here} | {me})
-    parts = [f"here were this node ({me})" + (f" and {names}" if names else " alone")]
-    absent = roster.those(Standing.HERE)
-    if absent:
-        parts.append("still to come back: " + ", ".join(str(entry.record) for entry in absent))
-    lost = roster.gone()
-    if lost:
-        parts.append("gone: " + ", ".join(str(entry.record) for entry in lost))
-    if missing > 0:
-        parts.append(
-            f"{missing} more needed for min_nodes={settings.min_nodes}. Check that all nodes were "
-            "started with this run id and endpoint, or raise join_timeout"
-        )
-    return "; ".join(parts) + "."
 
 
 def create_handler(

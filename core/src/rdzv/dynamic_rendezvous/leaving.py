@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from .backend import RendezvousBackend, SessionBackend
 from .liveness import Silence
-from .machine import Phase
 from .messages import Departed, Leave, Touch
+from .phases import Phase
 
 if TYPE_CHECKING:
     from .backend import Session

@@ -1,12 +1,7 @@
-"""The protocol as seen by one node: stimuli in, actions out; no clock, thread or socket.
-
-``TRANSITIONS`` is the whole life of a node. A step that is not in it raises
-:class:`IllegalTransition` with the steps that led there.
-"""
+"""The protocol as seen by one node: stimuli in, actions out; no clock, thread or socket."""
 
 from __future__ import annotations
 
-import enum
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +9,8 @@ import msgspec
 
 from ..errors import RendezvousStateError
 from .document import SCHEMA, Assigned, Change, Document, Leader, Master, Record
+from .following import Following
 from .leader import Leading, Settings, amend
-from .liveness import Silence
 from .messages import (
     Action,
     Attach,
@@ -53,70 +48,18 @@ from .messages import (
     Withdraw,
     Withdrawn,
 )
+from .phases import IN_ROSTER, IN_ROUND, TRANSITIONS, IllegalTransition, Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from .backend import Token
 
-__all__ = ["TRANSITIONS", "IllegalTransition", "Machine", "Phase"]
+__all__ = ["Machine"]
 
 
 _READ_AGAIN = 20.0
 """Seconds after which the document is read although nobody said that it has changed."""
-
-
-class Phase(enum.Enum):
-    """Where a node is in its life."""
-
-    IDLE = "not in the run"
-    ATTACHING = "asks for the run's document"
-    ENTERING = "asks for a ticket"
-    WAITING = "has a ticket, waits for a round to complete"
-    SPARE = "has a ticket, the round is full"
-    RANKING = "a round has completed, asks for its rank"
-    BOOTSTRAPPING = "has a rank, waits for the address of the workers' store"
-    MEMBER = "participant of a completed round"
-    LEFT = "has left the run"
-
-
-_IN_ROSTER = frozenset(
-    {Phase.WAITING, Phase.SPARE, Phase.RANKING, Phase.BOOTSTRAPPING, Phase.MEMBER}
-)
-
-_IN_ROUND = frozenset({Phase.RANKING, Phase.BOOTSTRAPPING, Phase.MEMBER})
-"""A round has completed, and this node may well be in it."""
-
-TRANSITIONS: dict[tuple[Phase, Phase], str] = {
-    (Phase.IDLE, Phase.ATTACHING): "joins, the run is not known yet",
-    (Phase.IDLE, Phase.ENTERING): "joins again",
-    (Phase.ATTACHING, Phase.ENTERING): "the run is known",
-    (Phase.ATTACHING, Phase.IDLE): "the run is closed, or time is up",
-    (Phase.ENTERING, Phase.WAITING): "has its ticket",
-    (Phase.ENTERING, Phase.ENTERING): "the connection was lost, takes another ticket",
-    (Phase.ENTERING, Phase.IDLE): "the run is closed, or time is up",
-    (Phase.WAITING, Phase.SPARE): "the round is full",
-    (Phase.SPARE, Phase.WAITING): "there is room",
-    (Phase.WAITING, Phase.RANKING): "a round has completed",
-    (Phase.SPARE, Phase.RANKING): "a round has completed",
-    (Phase.RANKING, Phase.WAITING): "without this node",
-    (Phase.RANKING, Phase.BOOTSTRAPPING): "with this node",
-    (Phase.BOOTSTRAPPING, Phase.MEMBER): "the workers' store is known",
-    (Phase.WAITING, Phase.ENTERING): "may have been taken for dead, takes another ticket",
-    (Phase.SPARE, Phase.ENTERING): "may have been taken for dead, takes another ticket",
-    (Phase.RANKING, Phase.ENTERING): "the round was superseded",
-    (Phase.BOOTSTRAPPING, Phase.ENTERING): "the round was abandoned before its store was known",
-    (Phase.MEMBER, Phase.ENTERING): "comes back for the next round",
-    (Phase.MEMBER, Phase.IDLE): "time is up",
-    (Phase.WAITING, Phase.IDLE): "the run is closed, or time is up",
-    (Phase.SPARE, Phase.IDLE): "the run is closed, or time is up",
-    (Phase.RANKING, Phase.IDLE): "the run is closed, or time is up",
-    (Phase.BOOTSTRAPPING, Phase.IDLE): "the run is closed, or time is up",
-} | {(phase, Phase.LEFT): "leaves the run" for phase in Phase if phase is not Phase.LEFT}
-
-
-class IllegalTransition(AssertionError):  # noqa: N818 - what it is called in the field
-    """The machine was led where it cannot go: a bug, told with its history."""
 
 
 class Machine:
@@ -156,14 +99,12 @@ class Machine:
         self._closing_round: int | None = None
         self._beats = False
         self._beat_due = 0.0
-        self._look_due = 0.0
         self._read_due = 0.0
         self._beaten = 0.0
         self._missed = False
         self._missed_roster: str | None = None
-        self._silence = Silence(settings.patience)
+        self._following = Following(settings, jitter)
         self._usurp: str | None = None
-        self._vacant_since: float | None = None
         self._history: deque[str] = deque(maxlen=64)
         self._handlers: dict[type[Any], Callable[[Any, float], list[Action]]] = {
             Join: self._on_join,
@@ -205,7 +146,9 @@ class Machine:
         """When the next :class:`Tick` is due, if any (this node's clock)."""
         times = []
         if self._beats:
-            times += [self._beat_due, self._look_due]
+            times.append(self._beat_due)
+            if self.leading is None:
+                times.append(self._following.due)
         if self.leading is not None and not self.closed:
             times.append(self.leading.due())
         return min(times, default=None)
@@ -221,7 +164,7 @@ class Machine:
 
     @property
     def in_roster(self) -> bool:
-        return self.phase in _IN_ROSTER
+        return self.phase in IN_ROSTER
 
     # ------------------------------------------------------------ calls
 
@@ -245,7 +188,7 @@ class Machine:
     def _on_withdraw(self, withdraw: Withdraw, now: float) -> list[Action]:
         if self.phase is Phase.LEFT:
             return []
-        if withdraw.accept and self.phase in _IN_ROUND:
+        if withdraw.accept and self.phase in IN_ROUND:
             return []
         actions = self._leave_roster()
         if self.phase is not Phase.IDLE:
@@ -300,9 +243,7 @@ class Machine:
         if paused and self.phase in (Phase.WAITING, Phase.SPARE):
             self._missed = False
             actions += self._enter(now)
-        if self.leading is not None:
-            self._look_due = self._beat_due
-        elif now >= self._look_due:
+        if self.leading is None and now >= self._following.due:
             actions += self._look_at_leader(now)
         return actions
 
@@ -311,13 +252,7 @@ class Machine:
         self._beaten = now
         if self.leading is not None:
             return [*self.leading.on_beaten(beaten.along, now), *self._pursue(now)]
-        leader = None if self.document is None else self.document.leader
-        if leader is None or leader.slot not in beaten.along:
-            return []
-        # A look for nothing. One that is asked for is due only if the next does not come.
-        interval = self.settings.interval
-        self._look_due = now + 1.5 * interval
-        return self._observe_leader(beaten.along[leader.slot], now, interval)
+        return self._on_leader_seen(beaten.along, now, self._following.seen_along)
 
     def _beat_slot(self) -> int:
         """Where this node beats: where the document says of its leader, else in its own slot."""
@@ -334,18 +269,14 @@ class Machine:
         return self.settings.interval / (1 if self.leading is None else 2)
 
     def _look_at_leader(self, now: float) -> list[Action]:
-        period = self._look_period()
-        self._look_due = now + period
         document = self.document
+        leader = None if document is None else document.leader
+        vacant = self._following.look(leader, now, near=self._is_near())
         if document is None or document.closed:
             return []
-        if document.leader is None:
-            if self._vacant_since is None:
-                self._vacant_since = now
-            if self._is_near() or now - self._vacant_since >= self.settings.interval:
-                return self._take_over(document, now)
-            return []
-        return [ReadBeats([document.leader.slot])]
+        if leader is None:
+            return self._take_over(document, now) if vacant else []
+        return [ReadBeats([leader.slot])]
 
     def _is_near(self) -> bool:
         """Whether this node is one of the two that look at the leader most often."""
@@ -359,37 +290,25 @@ class Machine:
         leader = document.leader
         return (self.rank - (-1 if leader is None else leader.rank) - 1) % document.size < 2
 
-    def _look_period(self) -> float:
-        return self.settings.interval * (1 if self._is_near() else 4)
-
     def _on_beats(self, read: BeatsRead, now: float) -> list[Action]:
         if self.leading is not None:
             lost = self.leading.on_beats(read.counts, now)
             return [*lost, *self._pursue(now)]
-        leader = None if self.document is None else self.document.leader
-        if leader is None or leader.slot not in read.counts:
-            return []
-        return self._observe_leader(read.counts[leader.slot], now, self._look_period())
+        return self._on_leader_seen(read.counts, now, self._following.seen)
 
-    def _observe_leader(self, count: int, now: float, period: float) -> list[Action]:
+    def _on_leader_seen(
+        self, counts: Mapping[int, int], now: float, seen: Callable[..., bool]
+    ) -> list[Action]:
         document = self.document
-        if document is None or document.leader is None:
+        leader = None if document is None else document.leader
+        if document is None or leader is None or leader.slot not in counts:
             return []
-        leader = document.leader
-        self._silence.observe({leader.node: count}, now, period)
-        limit = self.settings.silence(leader.interval)
-        if not self._is_near():
-            # Leave it to those who are near, unless they are gone with the leader.
-            limit += self.settings.interval * (1 + self._jitter())
-        left = limit - self._silence.of(leader.node)
-        if left <= 1e-9:
+        if seen(leader, counts[leader.slot], now, near=self._is_near()):
             return self._take_over(document, now)
-        if self._silence.of(leader.node) > 0:
-            self._look_due = min(self._look_due, now + min(period, left))
         return []
 
     def _take_over(self, document: Document, now: float) -> list[Action]:
-        if self.phase not in _IN_ROSTER:
+        if self.phase not in IN_ROSTER:
             return []
         self._usurp = "" if document.leader is None else document.leader.node
         return self._pursue(now)
@@ -486,9 +405,8 @@ class Machine:
         leader = document.leader
         silent = 0.0
         if before is None or before.leader != leader:
-            silent = self._silence.of(self._usurp or "")
-            self._silence = Silence(self.settings.patience)
-            self._vacant_since = None
+            silent = self._following.silent(self._usurp or "")
+            self._following.another()
         instead, self._usurp = self._usurp, None
         if leader is None or leader.node != self._me.node or not self._takes_part():
             self.leading = None
@@ -558,7 +476,7 @@ class Machine:
             self._beats = True
             # Spread, so that nodes that came together do not beat together.
             self._beat_due = now + self._beat_period() * (0.25 + 0.5 * self._jitter())
-            self._look_due = now + self._look_period()
+            self._following.start(now, near=self._is_near())
             self._read_due = now + _READ_AGAIN
         actions = self._follow(document, now)
         if document.leader is None and not document.closed:
@@ -583,7 +501,7 @@ class Machine:
             )
         self.round, self.rank = document.round, assigned.rank
         self._move(Phase.BOOTSTRAPPING)
-        self._look_due = min(self._look_due, now + self._look_period())
+        self._following.sooner(now, near=self._is_near())
         if document.master is not None:
             return self._complete(document, document.master)
         if document.change is not None:
