@@ -15,6 +15,7 @@ from rdzv import endpoint
 from rdzv.endpoint import (
     default_address,
     free_port,
+    hold_port,
     matches_machine,
     names_secret,
     parse_rendezvous_endpoint,
@@ -220,6 +221,17 @@ def test_a_machine_without_a_network_gets_what_works_on_it(monkeypatch):
     assert default_address() in ("127.0.0.1", "::1")
     resolve_to(monkeypatch, {"node0.example": ["127.0.1.1"]})
     assert default_address() == "node0.example"
+
+
+def test_a_held_port_is_nobody_elses_until_it_is_let_go():
+    with hold_port() as held:
+        port = held.getsockname()[1]
+        with pytest.raises(OSError, match="in use"):
+            socket.create_server(("", port))
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+    with socket.create_server(("", port)):
+        pass
 
 
 def test_a_free_port_can_be_listened_on():

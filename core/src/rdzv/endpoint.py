@@ -10,6 +10,7 @@ from typing import Any
 __all__ = [
     "default_address",
     "free_port",
+    "hold_port",
     "matches_machine",
     "names_secret",
     "parse_rendezvous_endpoint",
@@ -166,11 +167,28 @@ def free_port() -> int:
     Raises:
         OSError: There is none.
     """
-    if socket.has_dualstack_ipv6():
-        with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
-            return int(server.getsockname()[1])
-    with socket.create_server(("", 0)) as server:
-        return int(server.getsockname()[1])
+    with hold_port() as held:
+        return int(held.getsockname()[1])
+
+
+def hold_port() -> socket.socket:
+    """Take a free TCP port; nobody else gets it until the socket is closed.
+
+    The socket does not listen: who connects to the port is refused, and may try again.
+
+    Raises:
+        OSError: There is none.
+    """
+    dual = socket.has_dualstack_ipv6()
+    held = socket.socket(socket.AF_INET6 if dual else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        if dual:
+            held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        held.bind(("", 0))
+    except OSError:
+        held.close()
+        raise
+    return held
 
 
 def names_secret(key: str) -> bool:

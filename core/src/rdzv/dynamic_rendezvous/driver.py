@@ -202,6 +202,10 @@ class Driver:
         self._masters.clear()
         self._master = None
 
+    def release_master(self) -> None:
+        """Let go of what was opened for the workers: they are about to open their own."""
+        self._master = None
+
     def rest(self, seconds: float) -> bool:
         """Wait for no more changes; returns whether no thread is in a wait within ``seconds``."""
         self._resting = True

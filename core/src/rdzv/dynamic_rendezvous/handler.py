@@ -256,6 +256,8 @@ class DynamicRendezvousHandler(RendezvousHandler):
         finally:
             self._joining.release()
         self._info = joined
+        if not _shares_store():
+            self._driver.release_master()
         log.info(
             "Node %s is rank %d of %d in round %d of run '%s'.",
             self._name,

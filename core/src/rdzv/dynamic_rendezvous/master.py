@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from datetime import timedelta
 
-from ..endpoint import free_port
+from ..endpoint import hold_port
 from .document import Master
 
 __all__ = ["open_master"]
@@ -23,16 +23,17 @@ def open_master(host: str, *, shared: bool) -> tuple[Master, object]:
         host: The address under which the other nodes reach this one. It is
             published as it is.
         shared: Whether this process serves the store; else rank 0's first worker
-            does, on a port that was free a moment ago.
+            does, on a port that is held for it until it starts.
 
     Returns:
-        The address, and what keeps the server open.
+        The address, and what keeps the server open or the port held.
 
     Raises:
         RuntimeError: The server cannot be opened or reached under ``host``.
     """
     if not shared:
-        return Master(host, free_port()), None
+        held = hold_port()
+        return Master(host, held.getsockname()[1]), held
     import torch.distributed as dist
 
     try:
