@@ -65,6 +65,15 @@ def test_a_beat_whose_answer_was_lost_disturbs_no_neighbour(server, behind):
         assert counts[2] == 0
 
 
+def test_a_node_that_changes_its_slot_takes_nothing_along(server):
+    session, other = open_session(server), open_session(server)
+    neighbour = other.beat(2)[2]
+    while session.beat(0)[0] < 120:
+        pass
+    counts = session.beat(1)
+    assert (counts[1], counts[2]) == (1, neighbour)
+
+
 def test_a_new_session_of_a_node_goes_on_where_the_old_one_was(server):
     for _ in range(40):
         session = open_session(server)

@@ -81,13 +81,13 @@ def test_the_timeout_is_torchs_unless_it_is_given():
 @pytest.mark.parametrize(
     ("endpoint", "nodes", "config", "message"),
     [
-        ("host:1", 1, {}, "needs this node's rank: write --node-rank=N"),
+        ("host:1", 1, {}, "needs this node's rank: give rank=N"),
         ("host:1", 2, {"rank": 2}, "rank 2 is out of range: with 2 nodes it must be from 0 to 1"),
         ("host:1", 2, {"rank": -1}, "rank -1 is out of range"),
         ("host:1", 2, {"rank": "first"}, "'rank' .* 'first'; it must be a whole number"),
-        ("", 1, {"rank": 0}, "needs an endpoint.*--master-addr=HOST --master-port=PORT"),
+        ("", 1, {"rank": 0}, "needs an endpoint.*give endpoint='HOST:PORT'"),
         ("  ", 1, {"rank": 0}, "needs an endpoint"),
-        ("host", 1, {"rank": 0}, "'host' .* names no port.*--rdzv-endpoint=host:PORT"),
+        ("host", 1, {"rank": 0}, "'host' .* names no port.*endpoint='host:PORT'"),
         ("host:0", 2, {"rank": 0}, "port 0, a free port that the other 1 nodes could not know"),
         ("host:x", 1, {"rank": 0}, "the port 'x' is no whole number"),
         ("host:1", 1, {"rank": 0, "timeout": "5m"}, "'timeout' .* '5m'"),

@@ -82,7 +82,7 @@ def test_parameters_hold_what_they_were_given():
         ({"backend": ""}, "backend must be given as a non-empty name"),
         ({"backend": None}, "backend must be given as a non-empty name"),
         ({"endpoint": 29400}, "'endpoint' must be a string, not 29400"),
-        ({"run_id": 7}, "write run_id='7'"),
+        ({"run_id": 7}, "must be a string, not 7"),
         ({"local_addr": 7}, "'local_addr' must be a string"),
         ({"min_nodes": 0}, "'min_nodes' must be a whole number of at least 1, not 0"),
         ({"min_nodes": -1}, "'min_nodes' must be"),
@@ -150,7 +150,9 @@ def test_times_are_read_in_seconds_with_fractions(value, seconds):
 
 @pytest.mark.parametrize("value", ["30s", "0:30", -1, "-0.5", True, "inf", "nan", timedelta(-1)])
 def test_a_time_with_a_unit_or_below_zero_is_refused_with_what_to_write(value):
-    with pytest.raises(ValueError, match="'key' .*write a number without a unit, such as 30"):
+    with pytest.raises(
+        ValueError, match="'key' .*write a number without a unit, zero or more, such as 30"
+    ):
         make(key=value).get_as_seconds("key")
 
 

@@ -294,3 +294,8 @@ def resolve_to(monkeypatch, table):
 def route(monkeypatch, table):
     """Let the system's routes be those of a table from destination to source."""
     monkeypatch.setattr(endpoint, "_source_address", lambda _family, address: table.get(address[0]))
+
+
+def test_a_password_is_hidden_where_the_scheme_was_left_out():
+    assert "secret" not in redact("cannot reach //user:secret@host:3, see above")
+    assert redact("https://host/a//b") == "https://host/a//b"

@@ -78,7 +78,7 @@ def test_a_spare_takes_a_dead_nodes_place_and_goes_unnoticed_otherwise(make_job)
     assert job.rounds() == 1
     job.agents["b"].kill()
     second = job.formed("a", "spare")
-    assert set(second.restarts.values()) == {0}
+    assert set(second.restarts.values()) == {0}, job.report()
     job.start("unneeded")
     job.waits("unneeded", spare=True)
     job.finish("a", "spare", "unneeded")
@@ -112,12 +112,12 @@ def test_process_groups_follow_one_another_while_the_job_shrinks_and_grows(make_
     head, *others = first.agents
     job.agents[head].kill()
     second = job.formed(*others)
-    assert set(second.restarts.values()) == {0}
+    assert set(second.restarts.values()) == {0}, job.report()
     if shared:
         head, last = second.agents
         job.agents[head].kill()
         third = job.formed(last)
-        assert third.restarts == {last: 0}
+        assert third.restarts == {last: 0}, job.report()
         others = [last]
     job.start("d")
     fourth = job.formed(*others, "d")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -31,6 +33,9 @@ from .memory import Memory, MemoryBackend
 
 LIMIT = 90.0
 """No test waits longer for anything that has to happen (seconds)."""
+
+
+LIMIT_OF_TORCH = timedelta(seconds=LIMIT)
 
 
 def eventually(happened, what: str) -> None:
@@ -153,6 +158,33 @@ def test_the_workers_store_can_be_reached_and_is_another_one_each_round(run):
     assert len(ports) == 2
 
 
+def test_a_store_that_was_ready_in_one_round_is_still_open_in_the_next():
+    run = Run("tcp")
+    often = {"interval": 0.1, "attempts": 3}
+    seldom = often | {"attempts": 100}
+    first = run.handler(1, 3, **often)
+    second, third = run.handler(1, 3, **seldom), run.handler(1, 3, **often)
+    join(first)
+    late = []
+    for handler in (second, third):
+        late.append(background(handler.next_rendezvous))
+        eventually(lambda: phase(handler) is Phase.WAITING, "the late node is in the roster")  # noqa: B023
+    join(first)
+    assert [future.result(LIMIT).rank for future in late] == [1, 2]
+    first._driver.stop()
+    # The one that looks for longer before it takes over leads nothing, but comes first.
+    eventually(lambda: third._driver.machine.leading is not None, "the third leads")
+    eventually(lambda: second.num_nodes_waiting() and third.num_nodes_waiting(), "they are told")
+    assert [info.rank for info in join(second, third)] == [0, 1]
+    second.leave()
+    eventually(third.num_nodes_waiting, "the third is told")
+    where = third.next_rendezvous().bootstrap_store_info
+    assert where is not None
+    client = TCPStore(where.master_addr, where.master_port, is_master=False, timeout=LIMIT_OF_TORCH)
+    client.set("key", "value")
+    run.end()
+
+
 def test_the_store_of_a_round_is_kept_apart_from_that_of_the_next(quick):
     shared = HashStore()
     handlers = [quick.handler(store=shared), quick.handler(store=shared)]
@@ -253,7 +285,7 @@ def test_a_timeout_names_the_participants_that_did_not_come_back(quick):
 
 def test_a_node_whose_time_was_up_is_not_counted_and_may_try_again(quick):
     first = quick.handler(2, 2, join=0.5)
-    with pytest.raises(RendezvousTimeoutError, match="alone"):
+    with pytest.raises(RendezvousTimeoutError, match="only this node"):
         first.next_rendezvous()
     second = quick.handler()
     waiting = background(second.next_rendezvous)
@@ -349,6 +381,62 @@ def test_only_one_thread_at_a_time_may_join(quick):
     handler.set_closed()
     with pytest.raises(RendezvousClosedError):
         first.result(LIMIT)
+
+
+EXIT = """
+import sys
+from datetime import timedelta
+from torch.distributed import TCPStore
+from rdzv import DynamicRendezvousHandler, RendezvousError
+from rdzv.dynamic_rendezvous import RendezvousTimeout
+from rdzv_c10d import C10dRendezvousBackend
+
+def main(port, how):
+    store = TCPStore("127.0.0.1", port, is_master=False)
+    handler = DynamicRendezvousHandler.from_backend(
+        "run", store, C10dRendezvousBackend(store, "run"), *((2, 2) if how == "waits" else (1, 1)),
+        "127.0.0.1", RendezvousTimeout(join=timedelta(seconds=0.5)),
+    )
+    if how == "looks":
+        handler.is_closed()
+    elif how == "waits":
+        try:
+            handler.next_rendezvous()
+        except RendezvousError:
+            pass
+    else:
+        handler.next_rendezvous()
+    return handler if how == "holds" else None
+
+kept = main(int(sys.argv[1]), sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("how", ["drops", "holds", "looks", "waits"])
+def test_a_process_may_end_with_its_handler_dropped_or_held(how):
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    # A thread that came back from torch during the interpreter's end would abort it.
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", EXIT, str(server.port), how], timeout=LIMIT, check=False
+        )
+        assert done.returncode == 0
+
+
+@pytest.mark.parametrize("how", ["looks", "waits"])
+def test_handlers_that_were_dropped_leave_no_thread_behind(how):
+    run = Run("tcp")
+    before = set(threading.enumerate())
+    for _ in range(5):
+        handler = run.unkept(2, 2, join=0.2)
+        if how == "looks":
+            handler.is_closed()
+        else:
+            with pytest.raises(RendezvousTimeoutError):
+                handler.next_rendezvous()
+        del handler
+    gc.collect()
+    eventually(lambda: not set(threading.enumerate()) - before, "their threads end")
 
 
 def test_a_handler_that_is_dropped_leaves_its_run(run):
@@ -453,7 +541,7 @@ def test_a_timeout_may_be_a_fraction_but_not_zero_or_less(name):
     made = RendezvousTimeout(**{name: timedelta(seconds=0.25)})
     assert getattr(made, name) == timedelta(seconds=0.25)
     for seconds in (0, -1):
-        with pytest.raises(ValueError, match=f"{name} timeout is {seconds} s"):
+        with pytest.raises(ValueError, match=rf"{name}_timeout\) is {seconds} s"):
             RendezvousTimeout(**{name: timedelta(seconds=seconds)})
 
 

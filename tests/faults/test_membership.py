@@ -121,7 +121,7 @@ def test_timeout_names_who_was_there_and_how_many_were_not(anywhere: Cluster) ->
     text = first.failed("join")["text"]
     assert first.node in text
     assert second.node in text
-    assert "2 more needed for min_nodes=4" in text
+    assert "2 more are needed for min_nodes=4" in text
     assert anywhere.run_id in text
     assert "within 3" in text
 

@@ -141,7 +141,7 @@ def test_calls_are_back_by_their_deadline_while_the_store_is_stopped(cluster: Cl
     store.wake()
     # What was given up has no effect later: nobody of them is in the run.
     (last,) = cluster.open(1, 5, 5, **PATIENT, join_timeout=3)
-    assert "4 more needed" in last.fail("join")["text"]
+    assert "4 more are needed" in last.fail("join")["text"]
 
 
 def test_store_that_is_silent_beyond_the_patience_is_an_error(cluster: Cluster) -> None:

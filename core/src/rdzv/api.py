@@ -255,7 +255,7 @@ class RendezvousParameters:
                 raise ValueError(f"'{name}' must be a string, not {text!r}.")
         if not isinstance(run_id, str):
             raise ValueError(
-                f"The run id must be a string, not {run_id!r}; write run_id={str(run_id)!r}."
+                f"The run id must be a string, not {run_id!r}; give one that all nodes know."
             )
         least = _as_count("min_nodes", min_nodes)
         most = _as_count("max_nodes", max_nodes)
@@ -359,7 +359,9 @@ class RendezvousParameters:
         number = value.total_seconds() if isinstance(value, timedelta) else _as_finite(value)
         if number is None or number < 0:
             raise self._refuse(
-                key, value, "a time in seconds; write a number without a unit, such as 30 or 0.5"
+                key,
+                value,
+                "a time in seconds; write a number without a unit, zero or more, such as 30 or 0.5",
             )
         return number
 

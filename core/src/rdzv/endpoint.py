@@ -37,6 +37,7 @@ _SECRET_WORDS = frozenset(
         "passphrase",
         "passwd",
         "password",
+        "pw",
         "pwd",
         "secret",
         "token",
@@ -51,7 +52,7 @@ _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
 # A password may hold unescaped "@", "/" or ",": everything up to the last "@"
 # before a blank or the next URL goes, since hiding too much does no harm.
 _USERINFO = re.compile(
-    rf"(?P<scheme>{_SCHEME})(?:(?!{_SCHEME})\S)*@"
+    rf"(?P<scheme>{_SCHEME}|(?<![^\s,'\"(<=])//)(?:(?!{_SCHEME})\S)*@"
     r"|(?<![^\s,'\"(<=])[^\s/@:'\"(<=]*:(?!//)\S*@"
 )
 _ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z][\w.-]*)=(?P<value>[^\s&,;'\")]+)")

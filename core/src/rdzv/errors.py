@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = [
     "BrokenPluginError",
@@ -19,6 +23,7 @@ __all__ = [
     "RendezvousTimeoutError",
     "StoreGoneError",
     "UnknownBackendError",
+    "known_to_torch",
     "torch_compatible",
 ]
 
@@ -114,6 +119,21 @@ def torch_compatible(cls: type[E]) -> type[E]:
         if isinstance(theirs, type) and issubclass(theirs, Exception):
             return cls if issubclass(cls, theirs) else _derive(cls, theirs)
     return cls
+
+
+@contextlib.contextmanager
+def known_to_torch() -> Iterator[None]:
+    """Whatever of our errors leaves the block is one of torch's as well, where torch is there.
+
+    A program that was written for torch, and torch's own agent, catch those.
+    """
+    try:
+        yield
+    except RendezvousError as exc:
+        kind = torch_compatible(type(exc))
+        if isinstance(exc, kind):
+            raise
+        raise kind(*exc.args).with_traceback(exc.__traceback__) from exc.__cause__
 
 
 def _derive(cls: type[E], theirs: type[Exception]) -> type[E]:

@@ -47,15 +47,9 @@ BACKENDS = "rdzv.backends"
 EXTENSIONS = "rdzv.extensions"
 """The entry-point group of the extensions."""
 
-# For the advice given with an unknown name, and for nothing else.
-_OURS = {
-    "c10d": "rdzv-c10d",
-    "static": "rdzv-c10d",
-    "etcd": "rdzv-etcd",
-    "etcd-v2": "rdzv-etcd",
-    "etcd-legacy": "rdzv-etcd",
-    "redis": "rdzv-redis",
-}
+# For the advice given with an unknown name, and for nothing else. Only what this
+# project has released: a name that is still free is nothing to recommend.
+_OURS = {"c10d": "rdzv-c10d", "static": "rdzv-c10d"}
 
 _CORE = "rdzv"
 
@@ -225,12 +219,14 @@ def _choose(name: str) -> _Found:
 def _unknown(name: str, names: list[str]) -> UnknownBackendError:
     parts = [f"There is no rendezvous backend '{name}' installed"]
     parts.append(f" (installed: {', '.join(names)})." if names else "; no backend is.")
-    near = difflib.get_close_matches(name, {*names, *_OURS}, n=1)
+    near = difflib.get_close_matches(name.lower(), {*names, *_OURS}, n=1)
     wanted = name if name in _OURS else near[0] if near else None
     if wanted is not None and wanted != name:
         parts.append(f" Did you mean '{wanted}'?")
     if wanted in _OURS and wanted not in names:
         parts.append(f" It comes with: pip install {_OURS[wanted]}")
+    elif wanted is None:
+        parts.append(" Install the plugin that offers it, or choose another backend.")
     return UnknownBackendError("".join(parts))
 
 

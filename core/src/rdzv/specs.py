@@ -196,7 +196,7 @@ ENGINE_PARAMETERS: tuple[Parameter, ...] = (
         "heartbeat_timeout",
         "seconds",
         5.0,
-        help="How long one sign of life may take to reach the backend.",
+        help="How long the first is_closed() or num_nodes_waiting() may take; beats have none.",
         aliases=("heartbeat",),
     ),
     Parameter(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import plugins
 from .api import RendezvousHandler as OwnHandler
 from .api import RendezvousParameters as OwnParameters
-from .errors import RendezvousError, RendezvousGracefulExitError, torch_compatible
+from .errors import RendezvousGracefulExitError, known_to_torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -96,21 +96,9 @@ def _create(backend: str, params: RendezvousParameters) -> RendezvousHandler:
         local_addr=params.local_addr,
         **params.config,
     )
-    with _as_torch():
+    with known_to_torch():
         bridge: RendezvousHandler = _bridge_class()(get_rendezvous_handler(own), params.backend)
         return bridge
-
-
-@contextlib.contextmanager
-def _as_torch() -> Iterator[None]:
-    """Raise our errors as torch's agent and launcher know them."""
-    try:
-        yield
-    except RendezvousError as exc:
-        kind = torch_compatible(type(exc))
-        if isinstance(exc, kind):
-            raise
-        raise kind(*exc.args) from exc
 
 
 @contextlib.contextmanager
@@ -179,7 +167,7 @@ class _Bridge:
         broken = bool(getattr(self._handler, "round_broken", False))
         self._record("next_rendezvous", "RUNNING", "attempts to join the next round")
         try:
-            with _as_torch(), _heeding_sigterm(agent):
+            with known_to_torch(), _heeding_sigterm(agent):
                 info = self._handler.next_rendezvous()
         except Exception as exc:
             self._surplus = isinstance(exc, RendezvousGracefulExitError)
@@ -208,15 +196,15 @@ class _Bridge:
         self._restarts_left = left
 
     def is_closed(self) -> bool:
-        with _as_torch():
+        with known_to_torch():
             return self._handler.is_closed()
 
     def set_closed(self) -> None:
-        with _as_torch():
+        with known_to_torch():
             self._handler.set_closed()
 
     def num_nodes_waiting(self) -> int:
-        with _as_torch():
+        with known_to_torch():
             return self._handler.num_nodes_waiting()
 
     def shutdown(self) -> bool:

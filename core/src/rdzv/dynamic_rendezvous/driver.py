@@ -85,6 +85,8 @@ class Driver:
     ) -> None:
         self.machine = machine
         self.error: RendezvousError | None = None
+        self.owner: object = None
+        """Kept for as long as the threads run."""
         self._open_session = open_session
         self._open_master = open_master
         self._patience = patience
@@ -100,6 +102,7 @@ class Driver:
         self._stopped = False
         self._sessions: set[Session] = set()
         self._masters: dict[Master, object] = {}
+        self._unheard: set[Master] = set()
         self._master: object = None
         self._in_touch = time.monotonic()
         self._busy = False
@@ -184,7 +187,7 @@ class Driver:
         """Raise what has made this driver fail, or that the store has not answered for long."""
         if self.error is not None:
             error = self.error
-            raise type(error)(*error.args) from error
+            raise type(error)(*error.args) from error.__cause__
         silent = time.monotonic() - self._in_touch
         if self._busy and silent > self._patience:
             raise RendezvousConnectionError(
@@ -330,13 +333,18 @@ class Driver:
             due = self.machine.due()
             waiting_for[0] = math.inf if due is None else due
             self._block(ready, None if due is None else max(0.0, due - time.monotonic()))
-            # Where the connection breaks, the machine knows by its phase what was begun.
-            command = self._commands.popleft() if self._commands else Tick()
-            if callable(command):
-                command(session)
-                self._tell()
-            elif not self._stopped:
-                self._step(session, command)
+            self._obey(session)
+
+    def _obey(self, session: Session) -> None:
+        # In a frame of its own: a command that stayed in the idle thread's would keep
+        # alive what it refers to. Where the connection breaks, the machine knows by its
+        # phase what was begun.
+        command = self._commands.popleft() if self._commands else Tick()
+        if callable(command):
+            command(session)
+            self._tell()
+        elif not self._stopped:
+            self._step(session, command)
 
     def _watch(self, session: Session) -> None:
         while self._await(self._has_to_watch):
@@ -393,6 +401,8 @@ class Driver:
             self._wake()
 
     def _on(self, stimulus: Stimulus) -> list[Action]:
+        if isinstance(stimulus, MasterOpened):
+            self._unheard.discard(stimulus.master)
         return self.machine.on(stimulus, time.monotonic())
 
     def _carry_out(self, session: Session, actions: list[Action]) -> None:
@@ -429,9 +439,11 @@ class Driver:
             return
         with self._changed:
             if isinstance(action, Joined):
-                # Those of earlier rounds have done their work.
                 self._master = self._masters.pop(action.master, None)
-                self._masters.clear()
+                # Those of earlier rounds have done their work; one that is ready for
+                # another round, or that the machine has not heard of yet, has not.
+                ready = {self.machine.ready_master, *self._unheard}
+                self._masters = {m: k for m, k in self._masters.items() if m in ready}
             self._outcomes[type(action)] = action
             self._wake()
         if isinstance(action, TookOver | Latched):
@@ -448,6 +460,7 @@ class Driver:
             return
         with self._changed:
             self._masters[master] = keep
+            self._unheard.add(master)
         self.submit(MasterOpened(master))
 
     # ------------------------------------------------------------ looking

@@ -23,6 +23,7 @@ from ..errors import (
     RendezvousError,
     RendezvousGracefulExitError,
     RendezvousTimeoutError,
+    known_to_torch,
 )
 from .backend import RendezvousBackend, Session, SessionBackend
 from .document import Master, Record
@@ -233,6 +234,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
 
     # ------------------------------------------------------------ joining
 
+    @known_to_torch()
     def next_rendezvous(self) -> RendezvousInfo:
         """Take part in the next round; returns once it has completed with this node in it.
 
@@ -285,9 +287,9 @@ class DynamicRendezvousHandler(RendezvousHandler):
         self._waits_as_spare = None
         if self._settled(self._join_by):
             driver.forget(Joined, Refused, Withdrawn)
-            driver.submit(Join())
             self._reporter.emit(events.Joined)
             try:
+                driver.submit(Join())
                 ended = driver.wait(self._join_ended, self._join_deadline)
             except BaseException:
                 # A signal: nobody is waiting for that round any more.
@@ -366,11 +368,12 @@ class DynamicRendezvousHandler(RendezvousHandler):
         if machine.document is None:
             return f"{text}: the store did not answer."
         report: list[Roster] = []
-        self._driver.submit(lambda session: report.append(self._driver.describe(session)))
+        driver = self._driver  # Not self: what is kept of it would keep the handler alive.
+        driver.submit(lambda session: report.append(driver.describe(session)))
         until = time.monotonic() + _GRACE / 3
-        self._driver.wait(lambda: bool(report), lambda: until)
+        driver.wait(lambda: bool(report), lambda: until)
         if not report:
-            return f"{text}: the store stopped answering."
+            return f"{text}: the store did not answer in time. Is it out of reach, or overloaded?"
         return f"{text}: {who_is_here(report[0], settings, self._name)}"
 
     def _store_of_round(self, joined: Joined) -> Store:
@@ -383,11 +386,13 @@ class DynamicRendezvousHandler(RendezvousHandler):
 
     # ------------------------------------------------------------ looking
 
+    @known_to_torch()
     def is_closed(self) -> bool:
         """Whether the run is closed, as far as this node has been told."""
         self._know()
         return self._driver.machine.closed
 
+    @known_to_torch()
     def num_nodes_waiting(self) -> int:
         """How many nodes want another round; costs no request.
 
@@ -430,6 +435,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
 
     # ------------------------------------------------------------ ending
 
+    @known_to_torch()
     def set_closed(self) -> None:
         """Close the run: nobody can join it any more.
 

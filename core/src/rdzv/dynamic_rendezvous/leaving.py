@@ -47,18 +47,27 @@ class Leaver:
         self._silence = interval * (settings.keep_alive_max_attempt + 1)
         self._pid = os.getpid()
         _ALL.add(self)
+        # As long as its threads run, a handler that was dropped has something to end.
+        driver.owner = self
 
     def leave_soon(self) -> None:
         """Leave without waiting for it."""
         if not self.left:
             self.left = True
             self._driver.submit(Leave())
-            self._driver.submit(lambda _: self._driver.stop())
+            self._driver.submit(self._stop_soon)
+
+    def _stop_soon(self, session: Session) -> None:
+        driver = self._driver
+        if not driver.rest(0.0):
+            driver.look(session, Touch())  # Calls the other threads out of their waits.
+        driver.stop()
 
     def leave_at_exit(self) -> None:
-        """Leave as the process ends."""
+        """Leave as the process ends, and have no thread in a store's library after that."""
         if os.getpid() == self._pid:  # A forked child is not the node.
             self.leave(_AT_EXIT)
+            self._driver.join(_AT_EXIT)
 
     def leave(self, seconds: float) -> bool:
         """Leave within ``seconds``; returns whether the others could be told."""

@@ -163,6 +163,11 @@ class Machine:
         return self.document is not None and self.document.closed
 
     @property
+    def ready_master(self) -> Master | None:
+        """The workers' store that this node has open and has not given to a round."""
+        return self._master
+
+    @property
     def in_roster(self) -> bool:
         return self.phase in IN_ROSTER
 

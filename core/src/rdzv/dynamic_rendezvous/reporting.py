@@ -7,10 +7,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .. import events
-from .leadership import Roster, Standing
+from .leadership import Entry, Roster, Standing
 from .messages import Action, Latched, Lost, TookOver
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .machine import Machine
     from .settings import RendezvousSettings
 
@@ -53,21 +55,34 @@ class Reporter:
             self._observers.emit(event)
 
 
+_MOST_NAMES = 20
+
+
+def _names(entries: Sequence[Entry]) -> str:
+    shown = ", ".join(str(entry.record) for entry in entries[:_MOST_NAMES])
+    more = len(entries) - _MOST_NAMES
+    return f"{shown} and {more} others" if more > 0 else shown
+
+
 def who_is_here(roster: Roster, settings: RendezvousSettings, me: str) -> str:
     """Say who came for a round that did not complete, and who is missing."""
     here = roster.those(Standing.BACK, Standing.NEW)
-    names = ", ".join(str(entry.record) for entry in here if str(entry.record) != me)
+    others = [entry for entry in here if str(entry.record) != me]
     missing = settings.min_nodes - len({str(e.record) for e in here} | {me})
-    parts = [f"here were this node ({me})" + (f" and {names}" if names else " alone")]
+    if others:
+        parts = [f"this node ({me}) was here, and so were {_names(others)}"]
+    else:
+        parts = [f"only this node ({me}) was here"]
     absent = roster.those(Standing.HERE)
     if absent:
-        parts.append("still to come back: " + ", ".join(str(entry.record) for entry in absent))
+        parts.append("still to come back: " + _names(absent))
     lost = roster.gone()
     if lost:
-        parts.append("gone: " + ", ".join(str(entry.record) for entry in lost))
+        parts.append("gone: " + _names(lost))
     if missing > 0:
         parts.append(
-            f"{missing} more needed for min_nodes={settings.min_nodes}. Check that all nodes were "
-            "started with this run id and endpoint, or raise join_timeout"
+            f"{missing} more {'is' if missing == 1 else 'are'} needed for "
+            f"min_nodes={settings.min_nodes}. Check that all nodes were started with this run id "
+            "and endpoint, or raise join_timeout"
         )
     return "; ".join(parts) + "."

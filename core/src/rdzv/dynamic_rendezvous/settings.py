@@ -49,7 +49,8 @@ class RendezvousTimeout:
             return cls._DEFAULTS[name]
         if value <= timedelta(0):
             raise ValueError(
-                f"The {name} timeout is {value.total_seconds():g} s; it must be positive."
+                f"The {name} timeout ({name}_timeout) is {value.total_seconds():g} s; it must be "
+                "positive."
             )
         return value
 

@@ -163,8 +163,7 @@ def _check_port(host: str, port: int) -> None:
     except ConnectionRefusedError as exc:
         raise torch_compatible(StoreGoneError)(
             f"The store at {host}:{port} is gone: nothing listens there any more. The process that "
-            "hosted it has ended, and the state of the run with it. Start the job again; a store "
-            "that outlives its nodes (etcd, Redis) survives this."
+            "hosted it has ended, and the state of the run with it. Start the job again."
         ) from exc
     except OSError as exc:
         raise torch_compatible(RendezvousConnectionError)(
@@ -202,7 +201,7 @@ def _bounded(
             check()
     if done:
         return done[0]
-    reason = f"no answer within {seconds:g} s"
+    reason = f"no answer within {seconds:.3g} s"
     if failed:
         reason = (str(failed[0]).strip() or type(failed[0]).__name__).splitlines()[0]
     raise torch_compatible(RendezvousConnectionError)(f"Cannot connect to {what}: {reason}") from (
@@ -267,19 +266,34 @@ def _create_tcp_store(params: RendezvousParameters) -> tuple[TCPStore, bool]:
     _resolve(host)
     chosen = params.get_as_bool("is_host")
     hosts = matches_machine(host) if chosen is None else chosen
+    taken: RendezvousConnectionError | None = None
     if hosts:
         try:
             return _host(host, port, seconds), True
-        except RendezvousConnectionError:
+        except RendezvousConnectionError as exc:
             # Another process of this machine may host it already.
             if chosen is not None or port == 0:
                 raise
+            taken = exc
+            log.warning(
+                "Port %d of this machine is taken: this node uses the store that is there. If it "
+                "belongs to another job, give this one a port of its own.",
+                port,
+            )
     if port == 0:
         raise ValueError(
             f"The endpoint {params.endpoint!r} has port 0, which lets the host choose one; a node "
             "that is not the host cannot know it. Give the port."
         )
-    return _join_host(host, port, seconds, min(seconds, join)), False
+    try:
+        return _join_host(host, port, seconds, min(seconds, join)), False
+    except RendezvousConnectionError as exc:
+        if taken is None:
+            raise
+        raise torch_compatible(RendezvousConnectionError)(
+            f"Port {port} of this machine is taken by something that does not answer as a store. "
+            f"End it, or choose another port in the endpoint. ({exc})"
+        ) from taken
 
 
 def _resolve(host: str) -> None:
@@ -326,7 +340,8 @@ def _join_host(host: str, port: int, timeout: float, patience: float) -> TCPStor
                 raise torch_compatible(RendezvousConnectionError)(
                     f"No store answers at {host}:{port} within {patience:g} s: {exc}. Start the "
                     "node that hosts it, check the endpoint and that the port is open from this "
-                    "node, or give is_host=true on the node that is to host it."
+                    "node, give is_host=true on the node that is to host it, or raise read_timeout "
+                    "to wait for it longer."
                 ) from exc
             time.sleep(pause)
             pause = min(2 * pause, 0.5)

@@ -51,7 +51,12 @@ _C10D = BackendSpec(
             help="Whether this node hosts the TCPStore; found out from the endpoint if not given.",
         ),
     ),
-    guarantees=("The TCPStore lives in a node's process: when that node ends, so does the run.",),
+    # On a FileStore, which cannot push, changes are looked for.
+    capabilities=frozenset({"roster", "watch"}),
+    guarantees=(
+        "What is stored is linearizable, and exactly one of several writers is told that it won.",
+        "The TCPStore lives in a node's process: when that node ends, so does the run.",
+    ),
 )
 
 _STATIC = HandlerSpec(

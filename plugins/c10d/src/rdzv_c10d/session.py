@@ -286,6 +286,7 @@ class StoreSession(Session):
         self._chain = Chain(self._keys, f"{self._root}/document")
         self._base = ""
         self._known: set[int] = set()
+        self._own_slot = -1
         self._own = 0
 
     # ------------------------------------------------------------ the document
@@ -354,6 +355,8 @@ class StoreSession(Session):
         return f"{self._base}/beat/{group}"
 
     def beat(self, slot: int) -> Mapping[int, int]:
+        if slot != self._own_slot:
+            self._own_slot, self._own = slot, 0
         group, place = divmod(slot, _SLOTS)
         # Back to nothing well before it would spill over into the neighbour. What the
         # store holds may be a few ahead of what this session knows of, never behind.

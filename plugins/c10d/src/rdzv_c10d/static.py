@@ -178,14 +178,13 @@ def create_rdzv_handler(params: RendezvousParameters) -> StaticTCPRendezvous:
     if params.min_nodes != params.max_nodes:
         raise ValueError(
             f"The static rendezvous has a fixed number of nodes, and {params.min_nodes} to "
-            f"{params.max_nodes} were asked for; write --nnodes={params.max_nodes}, or choose "
+            f"{params.max_nodes} were asked for; give min_nodes = max_nodes, or choose "
             "another backend."
         )
     rank = params.get_as_int("rank")
     if rank is None:
         raise ValueError(
-            "The static rendezvous needs this node's rank: write --node-rank=N, or give "
-            "rank=N in RendezvousParameters."
+            "The static rendezvous needs this node's rank: give rank=N in RendezvousParameters."
         )
     if not 0 <= rank < params.max_nodes:
         raise ValueError(
@@ -194,14 +193,14 @@ def create_rdzv_handler(params: RendezvousParameters) -> StaticTCPRendezvous:
         )
     if not params.endpoint.strip():
         raise ValueError(
-            "The static rendezvous needs an endpoint, the host:port of the node of rank 0: write "
-            "--master-addr=HOST --master-port=PORT, or --rdzv-endpoint=HOST:PORT."
+            "The static rendezvous needs an endpoint, the host:port of the node of rank 0: give "
+            "endpoint='HOST:PORT'."
         )
     host, port = parse_rendezvous_endpoint(params.endpoint, default_port=-1)
     if port == -1:
         raise ValueError(
-            f"The endpoint '{params.endpoint}' of the static rendezvous names no port: write "
-            f"--master-port=PORT, or --rdzv-endpoint={host}:PORT."
+            f"The endpoint '{params.endpoint}' of the static rendezvous names no port: give "
+            f"endpoint='{host}:PORT'."
         )
     if port == 0 and params.max_nodes > 1:
         raise ValueError(
