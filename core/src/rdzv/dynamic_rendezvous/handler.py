@@ -139,6 +139,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
         self._joining = threading.Lock()
         self._info: Joined | None = None
         self._waits_as_spare: bool | None = None
+        self._unsettled = False
         self._addr = local_addr or default_address()
         interval = settings.keep_alive_interval.total_seconds()
         me = Record(
@@ -285,22 +286,24 @@ class DynamicRendezvousHandler(RendezvousHandler):
         seconds = self._settings.timeout.join.total_seconds()
         self._join_by = started + seconds
         self._waits_as_spare = None
-        if self._settled(self._join_by):
-            driver.forget(Joined, Refused, Withdrawn)
-            self._reporter.emit(events.Joined)
-            try:
-                driver.submit(Join())
-                ended = driver.wait(self._join_ended, self._join_deadline)
-            except BaseException:
-                # A signal: nobody is waiting for that round any more.
-                driver.submit(Withdraw(accept=False))
-                raise
-            if not ended:
-                # A round that has completed is taken, if only the news of it is late.
-                driver.submit(Look())
-                driver.submit(Withdraw(accept=True))
-                until = time.monotonic() + _GRACE
-                driver.wait(lambda: self._join_ended() or self._withdrawn(), lambda: until)
+        if self._unsettled and not self._settle(self._join_by):
+            driver.check()
+            raise RendezvousTimeoutError(self._why_not(time.monotonic() - started))
+        driver.forget(Joined, Refused, Withdrawn)
+        self._reporter.emit(events.Joined)
+        try:
+            driver.submit(Join())
+            ended = driver.wait(self._join_ended, self._join_deadline)
+        except BaseException:
+            # A signal: nobody is waiting for that round any more.
+            self._give_up()
+            raise
+        if not ended:
+            # A round that has completed is taken, if only the news of it is late.
+            driver.submit(Look())
+            driver.submit(Withdraw(accept=True))
+            until = time.monotonic() + _GRACE
+            driver.wait(lambda: self._join_ended() or self._withdrawn(), lambda: until)
         joined, refused = driver.outcome(Joined), driver.outcome(Refused)
         if joined is not None:
             return joined
@@ -312,14 +315,19 @@ class DynamicRendezvousHandler(RendezvousHandler):
             raise self._refused(Refusal.LEFT)
         if not self._withdrawn():
             # The store hangs. What was begun must not make this node a member later.
-            driver.submit(Withdraw(accept=False))
+            self._give_up()
         raise RendezvousTimeoutError(self._why_not(time.monotonic() - started))
 
-    def _settled(self, until: float) -> bool:
-        """Wait for what earlier calls have left behind in a store that did not answer."""
+    def _give_up(self) -> None:
+        self._driver.submit(Withdraw(accept=False))
+        self._unsettled = True
+
+    def _settle(self, until: float) -> bool:
+        """Wait for what an earlier call has left behind in a store that did not answer."""
         done = threading.Event()
         self._driver.submit(lambda _: done.set())
-        return self._driver.wait(done.is_set, lambda: until)
+        self._unsettled = not self._driver.wait(done.is_set, lambda: until)
+        return not self._unsettled
 
     def _join_ended(self) -> bool:
         driver = self._driver
