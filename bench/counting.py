@@ -39,8 +39,8 @@ class Ledger:
 class CountingKeys(Keys):
     """Counts requests as TCPStore's protocol has them, and the bytes of the values returned.
 
-    ``multi_get`` asks first whether the keys exist, so it is two; ``wait`` is one, and another
-    to call it off where the time is up.
+    ``get`` and ``multi_get`` wait for the keys first, so they are two; ``wait`` is one, and
+    another to call it off where the time is up.
     """
 
     ledger: Ledger | None = None
@@ -74,6 +74,13 @@ class CountingKeys(Keys):
     def delete(self, key: str) -> None:
         self._count("delete", 1)
         super().delete(key)
+
+    def await_value(self, key: str, timeout: float) -> str | None:
+        # A get is two: it waits for the key, and then asks for it.
+        self._count("wait", 1)
+        found = super().await_value(key, timeout)
+        self._count("get", 1, len(found or ""))
+        return found
 
     def _wait_pushed(self, keys: list[str], timeout: float) -> bool:
         self._count("wait", 1)
