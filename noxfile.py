@@ -1,4 +1,4 @@
-"""The tasks of this tree: lint, build, tests, demo, bench."""
+"""The tasks of this tree: lint, build, tests, simulate, spin, fuzz, demo, bench."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ TYPED = (
     "noxfile.py",
     "bench",
     "examples",
+    "fuzz",
+    "spin",
     "tests",
 )
 
@@ -25,7 +27,7 @@ nox.options.default_venv_backend = "virtualenv"
 # What is in an environment stays there from run to run; our own wheels are
 # installed anew every time.
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "tests"]
+nox.options.sessions = ["lint", "spin", "tests"]
 
 
 @nox.session
@@ -48,6 +50,7 @@ def lint(session: nox.Session) -> None:
         "pytest",
         "rich",
         "torch",
+        "typer",
     )
     # Not all of them exist in every state of the tree.
     session.run("mypy", *(path for path in TYPED if (ROOT / path).exists()))
@@ -63,9 +66,31 @@ def build(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests against the installed wheels; arguments go to pytest."""
-    install_wheels(session, "hypothesis", "numpy", "pytest", "pytest-timeout")
+    install_wheels(
+        session, "greenlet", "hypothesis", "numpy", "pytest", "pytest-timeout", "rich", "typer"
+    )
     # Tests that are about the wheels themselves run where this is set.
     session.run("pytest", *(session.posargs or ["tests"]), env={"RDZV_TEST_WHEELS": "1"})
+
+
+@nox.session
+def simulate(session: nox.Session) -> None:
+    """Simulate many seeds: --seeds N, or --from A --to B, --jobs J, --results FILE."""
+    install_wheels(session, "greenlet", "rich", "typer")
+    session.run("rdzv", "simulate", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def spin(session: nox.Session) -> None:
+    """Check the protocol's model exhaustively with spin; arguments go to the checker."""
+    session.run("python3", "spin/check.py", *session.posargs, external=True)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Fuzz every target for a time (--seconds N, 60 by default); arguments go to fuzz/run.py."""
+    install_wheels(session, "atheris", "numpy")
+    session.run("python", "fuzz/run.py", *session.posargs)
 
 
 @nox.session

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.fleet import ROOT, Fleet, NodeResult, environment, flat
-from bench.proxy import Proxy
+from rdzv.testing.proxy import Proxy
 
 __all__ = ["FIGURES", "Options", "Row"]
 

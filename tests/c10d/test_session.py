@@ -97,3 +97,15 @@ def test_a_record_that_comes_after_its_ticket_was_buried_takes_another_one(serve
     leader._keys.add("rdzv/run/epoch/tickets", -1)
     assert late.enter(b"late") == 2
     assert leader.records(0) == [(1, b"-"), (2, b"late")]
+
+
+def test_a_document_is_found_although_the_hint_that_follows_its_write_was_lost(server):
+    writer, reader = open_session(server), open_session(server)
+    first = writer.swap(b"one", None)
+    server.delete_key("rdzv/run/document/hint")
+    assert reader.read(None) == (b"one", first.token)
+    second = writer.swap(b"two", first.token)
+    third = writer.swap(b"three", second.token)
+    server.delete_key("rdzv/run/document/hint")
+    assert reader.read(second.token) == (b"three", third.token)
+    assert reader.read(None) == (b"two", second.token)  # Old, and a step on the way.

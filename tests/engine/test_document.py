@@ -192,3 +192,35 @@ PUBLISHED: tuple[dict[str, Any], ...] = ({}, {"nonce": "n", "chunks": 1})
 def test_a_run_is_full_while_its_round_stands_and_has_no_room(changes, full):
     data = json.dumps({**example(), **changes, **PUBLISHED["round" in changes]}).encode()
     assert decode(Document, data, "here").full is full
+
+
+# ---------------------------------------------------------------- what may follow
+
+
+@given(documents | completed)
+def test_a_document_follows_itself_and_every_write_on_top_of_it(document):
+    assert document.follows(document)
+    later = msgspec.structs.replace(document, version=document.version + 2, write="later")
+    assert later.follows(document)
+    assert not document.follows(later)
+    assert msgspec.structs.replace(later, closed=True).follows(document)
+
+
+@given(completed)
+def test_a_completed_round_follows_only_lower_ones_of_a_run_that_is_open(document):
+    version = document.version + 1
+    higher = msgspec.structs.replace(
+        document, version=version, write="w", round=document.round + 1, nonce="n"
+    )
+    assert higher.follows(document) is not document.closed
+    lower = msgspec.structs.replace(higher, round=document.round - 1)
+    assert not lower.follows(document)
+
+
+@given(completed)
+def test_neither_another_write_nor_another_assignment_nor_a_run_opened_again_follows(document):
+    replace = msgspec.structs.replace
+    assert not replace(document, write=f"{document.write}x"[:64] + "y").follows(document)
+    later = replace(document, version=document.version + 1, write="later")
+    assert not replace(later, nonce=f"x{document.nonce}").follows(document)
+    assert not replace(later, closed=False).follows(replace(document, closed=True))

@@ -498,7 +498,7 @@ def test_a_driver_does_not_look_at_the_wall_clock(quick, monkeypatch):
 
     handlers = [quick.handler(), quick.handler()]
     with monkeypatch.context() as patch:
-        patch.setattr("rdzv.dynamic_rendezvous.driver.time.time", read)
+        patch.setattr("rdzv.dynamic_rendezvous.runtime.time.time", read)
         driver: Driver = handlers[0]._driver
         driver.check()
     join(*handlers)

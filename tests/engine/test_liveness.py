@@ -52,6 +52,45 @@ def test_one_late_look_adds_two_periods_at_most():
     assert silence.of("a") == 2.0
 
 
+def test_one_look_adds_no_more_than_the_patience():
+    silence = Silence(1.5)
+    look(silence, 0.0, a=1)
+    look(silence, 1.9, a=1)
+    assert silence.of("a") == 1.5
+
+
+def test_a_beat_in_another_place_is_a_beat_although_the_counters_are_equal():
+    silence = Silence(PATIENCE)
+    silence.observe({"a": (1, 7)}, 0.0, 1.0)
+    silence.observe({"a": (1, 7)}, 1.0, 1.0)
+    assert silence.observe({"a": (2, 7)}, 2.0, 1.0) == {"a"}
+    assert silence.of("a") == 0
+
+
+def test_who_was_seen_to_beat_has_beaten_until_it_is_silent_for_too_long_or_forgotten():
+    silence = Silence(PATIENCE)
+    look(silence, 0.0, a=1)
+    assert not silence.has_beaten("a", 1.5)
+    look(silence, 1.0, a=2)
+    look(silence, 2.5, a=2)
+    assert silence.has_beaten("a", 1.5)
+    assert not silence.has_beaten("a", 1.4)
+    assert not silence.has_beaten("never heard of", 1.5)
+    look(silence, 3.0)
+    look(silence, 3.5, a=2)
+    assert not silence.has_beaten("a", 1.5)
+
+
+def test_a_beat_from_before_a_gap_does_not_tell_that_a_node_lives():
+    silence = Silence(PATIENCE)
+    look(silence, 0.0, a=1)
+    look(silence, 1.0, a=2)
+    look(silence, 1000.0, a=2)
+    assert not silence.has_beaten("a", 1.5)
+    look(silence, 1001.0, a=3)
+    assert silence.has_beaten("a", 1.5)
+
+
 def test_after_a_gap_longer_than_the_patience_everybody_starts_afresh():
     silence = Silence(PATIENCE)
     for now in (0.0, 1.0, 2.0, 3.0):
@@ -82,7 +121,7 @@ def test_nobody_is_silent_for_longer_than_was_looked(gaps, patience, period):
     for number, gap in enumerate(gaps, 1):
         now += gap
         silence.observe({"a": 1}, now, period)
-        assert silence.of("a") <= number * 2 * period + 1e-6
+        assert silence.of("a") <= number * min(2 * period, patience) + 1e-6
         assert silence.of("a") <= now - 5.0 + 1e-6
         if gap > max(patience, 2 * period):
             assert silence.of("a") == 0

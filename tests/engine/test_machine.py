@@ -34,36 +34,7 @@ from rdzv.dynamic_rendezvous.messages import (
 )
 from rdzv.dynamic_rendezvous.phases import TRANSITIONS, IllegalTransition, Phase
 
-from .world import Node, World
-
-DETECTION = 5.0
-"""Longer than the detection time of the world's settings, shorter than two of them."""
-
-
-def formed(count: int, low: int, high: int, **options) -> World:
-    """A world in which one round has completed with all its nodes."""
-    world = World(count, low, high, **options)
-    world.join()
-    world.advance(world.settings.last_call + 0.1)
-    assert {node.phase for node in world.nodes} == {Phase.MEMBER}
-    return world
-
-
-def rejoin(world: World, *nodes: Node) -> None:
-    """Do as agents do: join again wherever a latch is set."""
-    for _ in range(10):
-        latched = [n for n in nodes or world.nodes if n.runs and n.machine.latch]
-        if not latched:
-            return
-        world.join(*latched)
-    raise AssertionError("the latches never come to rest")
-
-
-def members(world: World) -> list[int]:
-    """The numbers of the participants of the newest round by their ranks."""
-    found = [n for n in world.nodes if n.machine.round == world.document.round]
-    return [n.number for n in sorted(found, key=lambda n: n.machine.rank)]
-
+from .world import DETECTION, Node, World, formed, members, rejoin
 
 # ---------------------------------------------------------------- a life, step by step
 
@@ -520,6 +491,7 @@ def test_a_leader_that_leaves_hands_over_in_one_write():
 def test_a_leader_whose_time_is_up_hands_over_before_the_first_round():
     world = World(2, 3, 3)
     world.join()
+    world.advance(2)
     world.nodes[0].tell(Withdraw(accept=True))
     assert world.nodes[0].told(Withdrawn)
     assert world.leader is world.nodes[1]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rdzv import RendezvousConnectionError, RendezvousStateError
-from rdzv.dynamic_rendezvous.backend import MAX_STATE_BYTES
+from rdzv.dynamic_rendezvous.backend import MAX_STATE_BYTES, WatchingBackend
 from rdzv.dynamic_rendezvous.roster import DocumentSession
 
 from .memory import Memory, MemoryBackend
@@ -143,6 +144,29 @@ def test_a_wait_for_records_ends_with_the_last_of_them(backend):
     assert not thread.is_alive()
 
 
+def test_only_what_is_to_be_forgotten_is_freed(backend):
+    one = session(backend)
+    for text in (b"a", b"b", b"c", b"d"):
+        one.enter(text)
+    one.publish("round", {"1": b"x", "2": b"y"})
+    one.forget(1, 3, "round", ["1"])
+    assert one.records(0) == [(1, b"a"), (2, b"-"), (3, b"-"), (4, b"d")]
+    assert one.fetch("round", ["1", "2"]) == [None, b"y"]
+    one.forget(0, 1, "round", ["2"])
+    assert one.records(0) == [(1, b"-"), (2, b"-"), (3, b"-"), (4, b"d")]
+    assert one.fetch("round", ["1", "2"]) == [None, None]
+    kept = json.loads(backend.memory.state)["rosters"][""]
+    assert (kept["records"], kept["freed"]) == ({"4": "d"}, 3)
+    assert "pieces" not in kept
+
+
+def test_what_is_published_in_two_parts_is_there_as_a_whole(backend):
+    one = session(backend)
+    one.publish("round", {"1": b"x"})
+    one.publish("round", {"2": b"y"})
+    assert one.fetch("round", ["1", "2"]) == [b"x", b"y"]
+
+
 def test_forgotten_records_are_marked_and_their_tickets_never_return(backend):
     one = session(backend)
     for text in (b"a", b"b", b"c"):
@@ -155,6 +179,204 @@ def test_forgotten_records_are_marked_and_their_tickets_never_return(backend):
     assert one.enter(b"d") == 4
     assert one.fetch("old", ["1"]) == [None]
     assert one.fetch("new", ["1", "2"]) == [b"y", None]
+
+
+# ---------------------------------------------------------------- lives of the run
+
+
+def test_who_is_still_in_an_earlier_life_of_the_run_writes_into_that_one(backend):
+    one, two = both(backend)
+    one.attach("old")
+    two.attach("new")
+    assert [one.enter(b"a"), one.enter(b"b"), two.enter(b"c")] == [1, 2, 1]
+    one.beat(1)
+    one.publish("round", {"1": b"x"})
+    one.forget(0, 2, "round", [])
+    assert two.records(0) == [(1, b"c")]
+    assert two.beats([1]) == {1: 0}
+    assert two.fetch("round", ["1"]) == [None]
+    two.attach("old")
+    assert two.records(0) == [(1, b"-"), (2, b"-")]
+    assert two.beats([1]) == {1: 1}
+    assert two.fetch("round", ["1"]) == [b"x"]
+
+
+def test_a_wait_for_records_is_not_ended_by_those_of_another_life(backend):
+    one, two = both(backend)
+    one.attach("old")
+    one.enter(b"a")
+    two.attach("new")
+    two.wait_records(0, 1, 0.01)
+    assert two.records(0) == []
+
+
+# ---------------------------------------------------------------- old reads, and lost writes
+
+
+class StaleBackend(MemoryBackend):
+    """Reads what was there some writes ago; a write is always on top of what there is."""
+
+    def __init__(self, memory: Memory, behind: int) -> None:
+        super().__init__(memory)
+        self.behind = behind
+        self.past: list[tuple[bytes, str] | None] = []
+
+    def get_state(self):
+        found = super().get_state()
+        if not self.past or self.past[-1] != found:
+            self.past.append(found)
+        return self.past[max(0, len(self.past) - 1 - self.behind)]
+
+    def set_state(self, state, token=None):
+        answer = super().set_state(state, token)
+        self.past.append(super()._get())
+        return answer
+
+
+def test_a_read_is_not_older_than_what_the_caller_knows_even_where_the_backend_reads_old_states():
+    backend = StaleBackend(Memory(), 0)
+    one = session(backend)
+    first = one.swap(b"first", None)
+    second = one.swap(b"second", first.token)
+    backend.behind = 1
+    assert one.read(first.token) == (b"first", first.token)
+    assert one.read(second.token) == (b"second", second.token)
+
+
+def test_a_swap_that_begins_with_an_old_read_takes_effect_all_the_same():
+    backend = StaleBackend(Memory(), 0)
+    one = session(backend)
+    first = one.swap(b"first", None)
+    second = one.swap(b"second", first.token)
+    backend.behind = 1
+    third = one.swap(b"third", second.token)
+    assert (third.won, third.document) == (True, b"third")
+
+
+def go_back(backend: MemoryBackend, state: bytes) -> None:
+    """Have the store fail over to a replica that was behind."""
+    backend.memory.state = state
+    backend.memory.version += 1
+
+
+def test_a_document_that_was_lost_is_not_taken_for_an_old_read(backend):
+    one = session(backend)
+    first = one.swap(b"first", None)
+    snapshot = backend.memory.state
+    second = one.swap(b"second", first.token)
+    go_back(backend, snapshot)
+    assert one.read(second.token) == (b"first", first.token)
+    lost = one.swap(b"third", second.token)
+    assert (lost.won, lost.document, lost.token) == (False, b"first", first.token)
+    assert one.read(None) == (b"first", first.token)
+
+
+def test_a_ticket_that_is_given_a_second_time_breaks_the_connection(backend):
+    one = session(backend)
+    one.enter(b"a")
+    snapshot = backend.memory.state
+    one.enter(b"b")
+    one.enter(b"c")
+    go_back(backend, snapshot)
+    with pytest.raises(RendezvousConnectionError, match="has lost tickets"):
+        one.enter(b"d")
+
+
+def test_the_tickets_of_one_life_of_the_run_say_nothing_of_those_of_another(backend):
+    one = session(backend)
+    one.attach("old")
+    assert [one.enter(b"a"), one.enter(b"b")] == [1, 2]
+    one.attach("new")
+    assert one.enter(b"c") == 1
+
+
+def test_a_connection_made_after_tickets_were_lost_goes_on_from_there(backend):
+    one = session(backend)
+    one.enter(b"a")
+    snapshot = backend.memory.state
+    one.enter(b"b")
+    go_back(backend, snapshot)
+    assert session(backend).enter(b"c") == 2
+
+
+# ---------------------------------------------------------------- backends that can watch
+
+
+SOON = 2.0
+"""What these are waited for where nothing wakes them (seconds)."""
+
+
+class WatchingMemory(MemoryBackend, WatchingBackend):
+    """Counts reads, and waits until a test lets it go on."""
+
+    def __init__(self, memory: Memory) -> None:
+        super().__init__(memory)
+        self.reads = 0
+        self.waits: list[tuple[str, float]] = []
+        self.on_wait: Callable[[], object] = lambda: None
+
+    def get_state(self):
+        self.reads += 1
+        return super().get_state()
+
+    def wait_state(self, token, timeout):
+        self.waits.append((token, timeout))
+        self.on_wait()
+
+
+def test_a_backend_that_can_watch_is_waited_on_and_not_polled():
+    backend = WatchingMemory(Memory())
+    one, other = session(backend), session(MemoryBackend(backend.memory))
+    token = one.swap(b"first", None).token
+    changes = iter([lambda: other.enter(b"x"), lambda: other.swap(b"second", token)])
+
+    def change() -> None:
+        next(changes)()
+
+    backend.on_wait = change
+    backend.reads = 0
+    one.wait(token, SOON)
+    assert [waited for waited, _ in backend.waits] == ["v1", "v2"]
+    assert all(0 < timeout <= SOON for _, timeout in backend.waits)
+    assert backend.reads == 3
+
+
+def test_records_are_waited_for_where_the_backend_can_watch():
+    backend = WatchingMemory(Memory())
+    one, other = session(backend), session(MemoryBackend(backend.memory))
+    backend.memory.state = state()
+    backend.on_wait = lambda: other.enter(b"x")
+    one.wait_records(0, 2, SOON)
+    assert len(backend.waits) == 2
+
+
+def test_a_wait_leaves_the_backend_to_other_threads():
+    backend = WatchingMemory(Memory(state()))
+    lock = threading.Lock()
+    one = DocumentSession(backend, lock)
+    held: list[bool] = []
+
+    def look() -> None:
+        held.append(lock.locked())
+        one.close()
+
+    backend.on_wait = look
+    one.wait(0, SOON)
+    assert held == [False]
+
+
+@pytest.mark.parametrize("failure", [RendezvousConnectionError("no line"), OSError("no line")])
+def test_what_a_wait_raises_is_handed_on(failure):
+    def fail() -> None:
+        raise failure
+
+    backend = WatchingMemory(Memory(state()))
+    backend.on_wait = fail
+    with pytest.raises(type(failure), match="no line"):
+        session(backend).wait(0, SOON)
+
+
+# ---------------------------------------------------------------- what cannot be
 
 
 def state(**changes) -> bytes:
@@ -183,11 +405,13 @@ OPERATIONS = {
         b"\x80\x04N.",
         b"null",
         b"[]",
-        state(tail="many"),
-        state(tail=-1),
-        state(beats={3: -1}),
+        state(rosters={"": {"tail": "many"}}),
+        state(rosters={"": {"tail": -1}}),
+        state(rosters={"": {"tail": 10**12}}),
+        state(rosters={"": {"tail": 1, "records": {"2": "x"}}}),
+        state(rosters={"": {"beats": {3: -1}}}),
+        state(rosters={"": {"records": {"one": "x"}}}),
         state(document=7),
-        state(records={"one": "x"}),
         b"[" * 100_000,
         state().ljust(MAX_STATE_BYTES + 1),
     ],
@@ -214,13 +438,18 @@ jsons = st.recursive(
 
 
 @given(
-    st.sampled_from(["document", "changes", "tail", "records", "beats", "pieces", "schema"]),
+    st.sampled_from(["document", "changes", "rosters", "schema"]).map(lambda name: (name,))
+    | st.sampled_from(["tail", "freed", "records", "beats", "pieces"]).map(
+        lambda name: ("rosters", "", name)
+    ),
     jsons,
     st.sampled_from(sorted(OPERATIONS)),
 )
-def test_any_value_in_any_field_is_a_state_or_a_state_error(field, value, operation):
+def test_any_value_in_any_field_is_a_state_or_a_state_error(path, value, operation):
+    for name in reversed(path[1:]):
+        value = {name: value}
     try:
-        OPERATIONS[operation](session(MemoryBackend(Memory(state(**{field: value})))))
+        OPERATIONS[operation](session(MemoryBackend(Memory(state(**{path[0]: value})))))
     except RendezvousStateError:
         return
 
@@ -232,12 +461,14 @@ def test_a_state_of_a_newer_version_is_named_and_left_alone():
     assert memory.version == 1
 
 
-def test_a_tail_that_nobody_can_have_reached_takes_no_unbounded_memory():
-    one = session(MemoryBackend(Memory(state(tail=2**60))))
-    try:
-        assert len(one.records(0)) <= 10**6
-    except RendezvousStateError:
-        return
+def test_of_tickets_that_are_long_forgotten_a_part_is_told_at_a_time():
+    forgotten = {"tail": 2**53, "freed": 2**53 - 1, "records": {2**53: "last"}}
+    one = session(MemoryBackend(Memory(state(rosters={"": forgotten}))))
+    assert one.records(0) == [(ticket, b"-") for ticket in range(1, 4097)]
+    assert one.records(2**53 - 4097) == [
+        *((ticket, b"-") for ticket in range(2**53 - 4096, 2**53)),
+        (2**53, b"last"),
+    ]
 
 
 def test_a_state_that_grows_too_large_is_refused_with_a_remedy(backend):

@@ -19,6 +19,10 @@ REQUESTS = (
 )
 
 
+DETECTION = 5.0
+"""Longer than the detection time of the world's settings, shorter than two of them."""
+
+
 class BrokenError(Exception):
     """The connection of a node broke, or its process was stopped, at an action."""
 
@@ -44,6 +48,7 @@ class Node:
         self.offset = 1000.0 * number  # No two clocks agree.
         self.reports: list[msg.Action] = []
         self.requests: Counter[str] = Counter()
+        self.asked: list[msg.Action] = []  # The same, in their order.
         self.dead = self.paused = self.broken = self.holds_master = False
         self.opening = self.opened = 0
         self.breaks_at: type[msg.Action] | None = None
@@ -201,6 +206,7 @@ class World:
     def _perform(self, node: Node, action: msg.Action) -> msg.Stimulus | None:
         if isinstance(action, REQUESTS):
             node.requests[type(action).__name__] += 1
+            node.asked.append(action)
         match action:
             case msg.Read():
                 return msg.DocumentRead(self.document, self.version if self.document else None)
@@ -261,3 +267,28 @@ class World:
         assert self.settings.min_nodes <= joined.size <= self.settings.max_nodes
         assert {(j.size, j.master) for j in members.values()} <= {(joined.size, joined.master)}
         members[node.machine.node] = joined
+
+
+def formed(count: int, low: int, high: int, **options) -> World:
+    """A world in which one round has completed with all its nodes."""
+    world = World(count, low, high, **options)
+    world.join()
+    world.advance(world.settings.last_call + 0.1)
+    assert {node.phase for node in world.nodes} == {Phase.MEMBER}
+    return world
+
+
+def rejoin(world: World, *nodes: Node) -> None:
+    """Do as agents do: join again wherever a latch is set."""
+    for _ in range(10):
+        latched = [n for n in nodes or world.nodes if n.runs and n.machine.latch]
+        if not latched:
+            return
+        world.join(*latched)
+    raise AssertionError("the latches never come to rest")
+
+
+def members(world: World) -> list[int]:
+    """The numbers of the participants of the newest round by their ranks."""
+    found = [n for n in world.nodes if n.machine.round == world.document.round]
+    return [n.number for n in sorted(found, key=lambda n: n.machine.rank)]

@@ -137,10 +137,10 @@ class Process:
         """Make the handler. The call of that number to open a store for the workers, from 1 on,
         is announced and never returns."""
         import rdzv
-        from rdzv.dynamic_rendezvous import handler
+        from rdzv.dynamic_rendezvous import runtime
 
         if block_master:
-            opened, real = [0], vars(handler)["open_master"]
+            opened, real = [0], vars(runtime)["open_master"]
 
             def open_master(*args: Any, **kwargs: Any) -> Any:
                 opened[0] += 1
@@ -149,7 +149,7 @@ class Process:
                     threading.Event().wait()
                 return real(*args, **kwargs)
 
-            vars(handler)["open_master"] = open_master
+            vars(runtime)["open_master"] = open_master
         began = time.monotonic()
         params = rdzv.RendezvousParameters(**parameters)
         self._handler = rdzv.get_rendezvous_handler(params)

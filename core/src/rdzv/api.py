@@ -43,6 +43,9 @@ __all__ = [
 _TRUE = frozenset({"1", "true", "t", "yes", "y"})
 _FALSE = frozenset({"0", "false", "f", "no", "n"})
 
+_LONGEST = 1e9
+"""Seconds, some thirty years: more than this is nothing to wait for, and overflows clocks."""
+
 
 @dataclass
 class RendezvousStoreInfo:
@@ -351,17 +354,18 @@ class RendezvousParameters:
             ``None``.
 
         Raises:
-            ValueError: The value is no time, or a negative one.
+            ValueError: The value is no time, a negative one, or above 1e9.
         """
         value = self.get(key)
         if value is None:
             return default
         number = value.total_seconds() if isinstance(value, timedelta) else _as_finite(value)
-        if number is None or number < 0:
+        if number is None or not 0 <= number <= _LONGEST:
             raise self._refuse(
                 key,
                 value,
-                "a time in seconds; write a number without a unit, zero or more, such as 30 or 0.5",
+                "a time in seconds; write a number without a unit, zero or more, such as 30 or "
+                "0.5, and 1e9 at most",
             )
         return number
 

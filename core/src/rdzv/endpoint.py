@@ -20,6 +20,7 @@ __all__ = [
 _PORT = re.compile(r"[0-9]{1,5}")
 _GREATEST_PORT = 65535
 _HOST = re.compile(r"[\w.-]+")
+_ZONE = re.compile(r"[\w.:-]+")
 _HOW = "write it as host, host:port, an IPv4 address or [IPv6 address]:port"
 
 # Addresses of the documentation ranges (RFC 5737, RFC 3849): nobody has them, so
@@ -96,6 +97,8 @@ def parse_rendezvous_endpoint(endpoint: str | None, default_port: int) -> tuple[
             raise _bad(text, f"'{host}' is no IPv6 address")
         if not _HOST.fullmatch(host):
             raise _bad(text, f"'{host}' is no host name or address")
+    elif "%" in host and not _ZONE.fullmatch(host.partition("%")[2]):
+        raise _bad(text, f"'{host}' has a zone that is no name of a network card")
     if port is None:
         return host, default_port
     if not port:

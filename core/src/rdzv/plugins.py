@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import importlib_metadata
 import pluggy
+from packaging.markers import Marker, UndefinedComparison, UndefinedEnvironmentName
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from rdzv import __version__, hookspecs
 from rdzv.errors import (
@@ -241,7 +242,7 @@ def _check_core_range(found: _Found) -> None:
         if canonicalize_name(requirement.name) != _CORE:
             continue
         # Requirements of an extra were not asked for, as far as anybody can tell.
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+        if not _applies(requirement.marker):
             continue
         if not requirement.specifier.contains(Version(__version__), prereleases=True):
             raise IncompatiblePluginError(
@@ -249,6 +250,13 @@ def _check_core_range(found: _Found) -> None:
                 f"{requirement.specifier}, and {_CORE} {__version__} is running. Install versions "
                 f"that fit each other: pip install --upgrade {entry.distribution} {_CORE}"
             )
+
+
+def _applies(marker: Marker | None) -> bool:
+    try:
+        return marker is None or marker.evaluate({"extra": ""})
+    except (UndefinedComparison, UndefinedEnvironmentName, InvalidVersion):
+        return False  # It compares what cannot be compared: nobody knows what it asks for.
 
 
 def _import(entry: InstalledBackend) -> object:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from .backend import RendezvousBackend, Session, SessionBackend, Swap, Token
+from .backend import (
+    RendezvousBackend,
+    Session,
+    SessionBackend,
+    Swap,
+    Token,
+    WatchingBackend,
+    capabilities_of,
+)
 from .handler import (
     DynamicRendezvousHandler,
     RendezvousSettings,
@@ -19,5 +27,7 @@ __all__ = [
     "SessionBackend",
     "Swap",
     "Token",
+    "WatchingBackend",
+    "capabilities_of",
     "create_handler",
 ]

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["RendezvousBackend", "Session", "SessionBackend", "Swap", "Token"]
+__all__ = [
+    "RendezvousBackend",
+    "Session",
+    "SessionBackend",
+    "Swap",
+    "Token",
+    "WatchingBackend",
+    "capabilities_of",
+]
 
 Token = Any
 """An opaque fencing token: it names one version of the shared state."""
@@ -66,6 +74,22 @@ class RendezvousBackend(ABC):
         """
 
 
+class WatchingBackend(RendezvousBackend):
+    """A backend of get and set that can also say when the state has changed."""
+
+    @abstractmethod
+    def wait_state(self, token: Token, timeout: float) -> None:
+        """Return once the state may no longer be the one that ``token`` names.
+
+        Waits for ``timeout`` seconds at most. It is called by threads that do
+        nothing else, while others call the other methods. Returning for nothing
+        does no harm; a change that was missed is found later, by reading.
+
+        Raises:
+            RendezvousConnectionError: The backend cannot be reached.
+        """
+
+
 @dataclass(frozen=True)
 class Swap:
     """The outcome of one compare-and-set: who won, and what is stored now."""
@@ -94,14 +118,19 @@ class Session(ABC):
         """The document and its token, or ``None`` where there is none.
 
         ``known`` is the newest token that the caller has seen: what is returned
-        is not older, and newer where there is a newer one.
+        is not older, and newer where there is a newer one. What a session has told of
+        the store, it also reads from then on: who sees a document finds what was
+        published before it.
         """
 
     @abstractmethod
     def swap(self, document: bytes, token: Token | None) -> Swap:
         """Replace the document named by ``token`` (``None``: create it), atomically.
 
-        Exactly one of several writers with one token is told that it won.
+        Exactly one of several writers with one token is told that it won. One that lost is
+        told of a version that was stored after the one that ``token`` names; it need not
+        be the newest any more. Where there is none although ``token`` names one, the
+        store has lost it: ``RendezvousStateError``.
         """
 
     @abstractmethod
@@ -187,3 +216,15 @@ class SessionBackend(RendezvousBackend):
     def is_host(self) -> bool:
         """Whether this process hosts the store, so that its end is everybody's."""
         return False
+
+
+def capabilities_of(backend: RendezvousBackend) -> frozenset[str]:
+    """What a backend offers beyond get and set, as its class says.
+
+    ``"watch"``: changes are waited for instead of being looked for;
+    ``"roster"``: the roster is kept apart from the document, in sessions, which
+    can all be waited on.
+    """
+    if isinstance(backend, SessionBackend):
+        return frozenset({"roster", "watch"})
+    return frozenset({"watch"} if isinstance(backend, WatchingBackend) else ())

@@ -98,6 +98,14 @@ class Document(msgspec.Struct, frozen=True, omit_defaults=True):
             return self.size == 0 and not self.nonce
         return bool(self.nonce) and self.chunks > 0 and 0 < self.size <= self.max_nodes
 
+    def follows(self, before: Document) -> bool:
+        """Whether a store that was at ``before`` can be here now without having lost anything."""
+        if self.version <= before.version:
+            return self.version == before.version and self.write == before.write
+        if self.round == before.round:
+            return self.nonce == before.nonce and self.closed >= before.closed
+        return self.round > before.round and not before.closed
+
     @property
     def full(self) -> bool:
         """Whether the completed round stands and has no room."""
@@ -117,6 +125,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """The longest time between two of its beats while nothing is wrong."""
     id: Name
     """A random name of this record, so that a writer recognises its own."""
+    number: Count = 0
+    """Counts this node's records: one that was sent before another may arrive after it."""
     round: Count = 0
     rank: Rank = -1
     slot: Count = 0
@@ -176,8 +186,9 @@ def decode(kind: type[T], data: bytes, where: str) -> T:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         shown = data[:40]
         raise RendezvousStateError(
-            f"{where} does not hold what rdzv writes there ({exc}); it begins with {shown!r}. "
-            "Another program, or torch's own backend, may be using the same run id; use another."
+            f"{where} does not hold what rdzv writes there ({str(exc)[:200]}); it begins with "
+            f"{shown!r}. Another program, or torch's own backend, may be using the same run id; "
+            "use another."
         ) from exc
     if isinstance(value, Document) and not value.consistent:
         raise RendezvousStateError(f"{where} contradicts itself; use another run id: {value}")

@@ -15,8 +15,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import threading
-import time
 from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
@@ -37,12 +35,14 @@ from .messages import (
 )
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
 
     from .backend import Session
     from .document import Master
     from .leadership import Roster
     from .machine import Machine
+    from .runtime import Runtime
 from .perform import PERFORM, document_read, read_whole_roster
 
 __all__ = ["Driver"]
@@ -57,6 +57,9 @@ _BURST = 0.002
 
 _RETRY = (0.05, 1.0)
 """Seconds between attempts to connect again: the first, and the longest."""
+
+_MOMENTS, _MOMENT = 5, 0.1
+"""How often, and after how long (seconds), a store that seems dead is given another chance."""
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -73,6 +76,7 @@ class Driver:
         patience: How long the store may be out of reach before calls fail (seconds).
         notify: Is told of every action that has no effect on the store; must
             neither raise nor block.
+        runtime: Its clock and threads.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class Driver:
         open_master: Callable[[], tuple[Master, object]],
         patience: float,
         notify: Callable[[Action], None],
+        runtime: Runtime,
     ) -> None:
         self.machine = machine
         self.error: RendezvousError | None = None
@@ -91,10 +96,11 @@ class Driver:
         self._open_master = open_master
         self._patience = patience
         self._notify = notify
-        self._deciding = threading.Lock()
+        self._runtime = runtime
+        self._deciding = runtime.lock()
         """Held while the machine decides and what it decided is carried out."""
         # Reentrant: a dropped handler's finalizer may run in a thread that holds it.
-        self._changed = threading.RLock()
+        self._changed = runtime.rlock()
         """Guards all below."""
         self._waiters: list[tuple[threading.Condition, Callable[[], bool]]] = []
         self._commands: deque[Stimulus | Callable[[Session], None]] = deque()
@@ -104,13 +110,13 @@ class Driver:
         self._masters: dict[Master, object] = {}
         self._unheard: set[Master] = set()
         self._master: object = None
-        self._in_touch = time.monotonic()
+        self._in_touch = self._runtime.monotonic()
         self._busy = False
         self._resting = False
         self._waits = 0
         """Threads that are in a store's wait, from which only the store calls them back."""
         self._threads = [
-            threading.Thread(target=run, name=f"rdzv-{run.__name__[5:]}", daemon=True)
+            runtime.thread(run, f"rdzv-{run.__name__[5:]}")
             for run in (self._run_ops, self._run_watch, self._run_lead)
         ]
 
@@ -158,7 +164,7 @@ class Driver:
         while not happened() and not self._stopped:
             seen[0] = self.machine.phase
             until = deadline()
-            left = None if until is None else until - time.monotonic()
+            left = None if until is None else until - self._runtime.monotonic()
             if left is not None and left <= 0:
                 return False
             self._block(ready, left)
@@ -169,7 +175,7 @@ class Driver:
         with self._changed:
             if ready():
                 return
-            condition = threading.Condition(self._changed)
+            condition = self._runtime.condition(self._changed)
             waiter = (condition, ready)
             self._waiters.append(waiter)
             try:
@@ -188,11 +194,21 @@ class Driver:
         if self.error is not None:
             error = self.error
             raise type(error)(*error.args) from error.__cause__
-        silent = time.monotonic() - self._in_touch
-        if self._busy and silent > self._patience:
+        silent = self._unanswered()
+        for _ in range(_MOMENTS):
+            if silent <= self._patience:
+                return
+            # This process may have slept, and an answer be there that nobody has taken yet.
+            self._runtime.sleep(_MOMENT)
+            silent = self._unanswered()
+        if silent > self._patience:
             raise RendezvousConnectionError(
                 f"The store has not answered for {silent:.0f} s (patience={self._patience:g})."
             )
+
+    def _unanswered(self) -> float:
+        """For how long the store has owed an answer (seconds)."""
+        return self._runtime.monotonic() - self._in_touch if self._busy else 0.0
 
     def stop(self) -> None:
         """Stop beating and watching. Never blocks."""
@@ -212,15 +228,15 @@ class Driver:
     def rest(self, seconds: float) -> bool:
         """Wait for no more changes; returns whether no thread is in a wait within ``seconds``."""
         self._resting = True
-        until = time.monotonic() + seconds
+        until = self._runtime.monotonic() + seconds
         return self.wait(lambda: self._waits == 0, lambda: until) or self._waits == 0
 
     def join(self, seconds: float) -> None:
         """Wait for the threads to end, after :meth:`stop`."""
-        until = time.monotonic() + seconds
+        until = self._runtime.monotonic() + seconds
         for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, until - time.monotonic()))
+            if thread is not self._runtime.current_thread():
+                thread.join(max(0.0, until - self._runtime.monotonic()))
 
     @property
     def stopped(self) -> bool:
@@ -238,8 +254,9 @@ class Driver:
         self._guard(self._lead, self._leads)
 
     def _leads(self) -> bool:
-        machine = self.machine
-        return machine.leading is not None and not machine.closed and not self._resting
+        machine, leading = self.machine, self.machine.leading
+        ready = leading is not None and leading.has_read_log
+        return ready and not machine.closed and not self._resting
 
     def _has_to_watch(self) -> bool:
         # A closed run stays closed: there is nothing more to be told.
@@ -260,32 +277,40 @@ class Driver:
 
     def _guard(self, body: Callable[[Session], None], needed: Callable[[], bool]) -> None:
         """Once ``needed``, run ``body`` with a session; with a new one where it breaks."""
-        broken_at: float | None = None
+        broken_at: float | None = None  # When the trouble began,
+        lost_at = 0.0  # and when it was last seen.
         pause = _RETRY[0]
         began = 0.0
-        while self._await(needed):
+        interrupted = False
+        # What was under way when it broke is taken up again even if nothing more is needed.
+        while self._await((lambda: True) if interrupted else needed):
             session = None
             try:
                 session = self._connect()
-                if broken_at is not None:
-                    self._step(session, Interrupted())
+                if interrupted:
+                    self._step(session, Interrupted(lost_at))
+                    interrupted = False
                     log.info("The connection to the store is back.")
-                began = time.monotonic()
+                began = self._runtime.monotonic()
                 body(session)
             except StoreGoneError as exc:
                 self._fail(exc)
             except RendezvousConnectionError as exc:
-                now = time.monotonic()
+                now = self._runtime.monotonic()
+                # One failure after a long time says nothing: this process may have slept.
+                slept = now - lost_at > self._patience / 2
+                lost_at = now
+                interrupted = True
                 if broken_at is None or (began > broken_at and now - began > _RETRY[1]):
                     # What breaks again at once is the same trouble still.
                     broken_at, pause = now, _RETRY[0]
-                if now - broken_at >= self._patience:
+                if now - broken_at >= self._patience and not slept:
                     self._fail(exc)
                 else:
                     if not self._stopped and pause == _RETRY[0]:
                         log.warning("The connection to the store broke, connecting again: %s", exc)
                     self._block(lambda: self._stopped, pause)
-                    pause = min(2 * pause, _RETRY[1])
+                    pause = min(2 * pause, self._longest_pause())
             except RendezvousError as exc:
                 self._fail(exc)
             except Exception as exc:  # A bug of ours or of a plugin: callers must learn of it.
@@ -296,6 +321,10 @@ class Driver:
             finally:
                 if session is not None:
                     self._disconnect(session)
+
+    def _longest_pause(self) -> float:
+        """Seconds between two attempts to connect: whoever is back first must not miss a beat."""
+        return min(_RETRY[1], self.machine.settings.patience / 4, self._patience / 4)
 
     def _connect(self) -> Session:
         session = self._open_session()
@@ -332,7 +361,7 @@ class Driver:
         while not self._stopped:
             due = self.machine.due()
             waiting_for[0] = math.inf if due is None else due
-            self._block(ready, None if due is None else max(0.0, due - time.monotonic()))
+            self._block(ready, None if due is None else max(0.0, due - self._runtime.monotonic()))
             self._obey(session)
 
     def _obey(self, session: Session) -> None:
@@ -369,7 +398,9 @@ class Driver:
                 continue
             session.attach(document.epoch)
             after, expected = leading.roster.seen, leading.expected(document)
-            self._wait_in(functools.partial(session.wait_records, after, 1, _LONG))
+            hole = leading.look_for_records(self._runtime.monotonic())
+            seconds = _LONG if hole is None else min(max(_BURST, hole), _RETRY[1])
+            self._wait_in(functools.partial(session.wait_records, after, 1, seconds))
             if expected > 1:
                 session.wait_records(after, expected, _BURST)
             with self._deciding:
@@ -378,7 +409,7 @@ class Driver:
             self._tell()
             # Called for nothing again and again: by a record, say, that nobody took a
             # ticket for.
-            nothing = 0 if leading.roster.seen > after else nothing + 1
+            nothing = 0 if leading.roster.seen > after or hole is not None else nothing + 1
             if nothing > 1:
                 self._block(lambda: self._stopped, min(_RETRY[0] * nothing, _RETRY[1]))
 
@@ -403,7 +434,7 @@ class Driver:
     def _on(self, stimulus: Stimulus) -> list[Action]:
         if isinstance(stimulus, MasterOpened):
             self._unheard.discard(stimulus.master)
-        return self.machine.on(stimulus, time.monotonic())
+        return self.machine.on(stimulus, self._runtime.monotonic())
 
     def _carry_out(self, session: Session, actions: list[Action]) -> None:
         """Do ``actions`` in order; what an answer leads to comes before what is left."""
@@ -426,16 +457,16 @@ class Driver:
         if perform is None:
             self._report(action)
             return None
-        self._in_touch = time.monotonic()
+        self._in_touch = self._runtime.monotonic()
         self._busy = True
         answer: Stimulus | None = perform(session, action, self.machine)
-        self._in_touch = time.monotonic()
+        self._in_touch = self._runtime.monotonic()
         self._busy = False
         return answer
 
     def _report(self, action: Action) -> None:
         if isinstance(action, OpenMaster):
-            threading.Thread(target=self._prepare_master, name="rdzv-master", daemon=True).start()
+            self._runtime.thread(self._prepare_master, "rdzv-master").start()
             return
         with self._changed:
             if isinstance(action, Joined):

@@ -54,6 +54,10 @@ class Following:
         """This node has come nearer to the leader, maybe."""
         self.due = min(self.due, now + self._period(near=near))
 
+    def soon(self, due: float) -> None:
+        """Look at ``due`` at the latest."""
+        self.due = min(self.due, due)
+
     def look(self, leader: Leader | None, now: float, *, near: bool) -> bool:
         """It is time to look; returns whether the place has been empty for too long."""
         self.start(now, near=near)
@@ -79,7 +83,7 @@ class Following:
     def _observe(
         self, leader: Leader, count: int, now: float, period: float, *, near: bool
     ) -> bool:
-        self._silence.observe({leader.node: count}, now, period)
+        self._silence.observe({leader.node: (leader.slot, count)}, now, period)
         limit = self._settings.silence(leader.interval)
         if not near:
             limit += self._settings.interval * (1 + self._jitter())

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import os
-import random
-import threading
-import time
-import uuid
 import weakref
 from datetime import timedelta
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from .. import events
 from ..api import RendezvousHandler, RendezvousInfo, RendezvousParameters, RendezvousStoreInfo
@@ -31,7 +26,6 @@ from .driver import Driver
 from .leader import Settings
 from .leaving import Leaver
 from .machine import Machine
-from .master import open_master
 from .messages import (
     Close,
     Join,
@@ -45,6 +39,7 @@ from .messages import (
 from .phases import Phase
 from .reporting import Reporter, who_is_here
 from .roster import DocumentSession
+from .runtime import REAL, Runtime
 from .settings import RendezvousSettings, RendezvousTimeout, check
 
 if TYPE_CHECKING:
@@ -63,7 +58,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_GRACE = 1.5
+_GRACE = 1.0
 """Seconds beyond a call's deadline in which it still tries to leave things tidy."""
 
 
@@ -73,8 +68,6 @@ class DynamicRendezvousHandler(RendezvousHandler):
     Made by :meth:`from_backend` or :func:`create_handler`. One thread at a time
     may be in :meth:`next_rendezvous`; the other methods may be called from any.
     """
-
-    _local_ids: ClassVar[itertools.count[int]] = itertools.count()
 
     @classmethod
     def from_backend(
@@ -130,29 +123,32 @@ class DynamicRendezvousHandler(RendezvousHandler):
         backend: RendezvousBackend,
         local_addr: str | None,
         patience: float,
+        runtime: Runtime = REAL,
     ) -> None:
         check(settings, patience)
+        self._runtime = runtime
         self._settings = settings
         self._backend_name = backend_name
         self._store = store
         self._backend = backend
-        self._joining = threading.Lock()
+        self._joining = runtime.lock()
         self._info: Joined | None = None
         self._waits_as_spare: bool | None = None
         self._unsettled = False
         self._addr = local_addr or default_address()
         interval = settings.keep_alive_interval.total_seconds()
+        pid, number = runtime.handler_number()
         me = Record(
             kind="enter",
-            node=uuid.uuid4().hex[:16],
+            node=runtime.new_id(),
             addr=self._addr,
-            pid=os.getpid(),
-            local_id=next(self._local_ids),
+            pid=pid,
+            local_id=number,
             interval=interval,
             id="",
         )
         self._name = str(me)
-        self._observers = events.Observers.from_extensions()
+        self._observers = runtime.observers()
         machine = Machine(
             Settings(
                 settings.min_nodes,
@@ -162,21 +158,26 @@ class DynamicRendezvousHandler(RendezvousHandler):
                 settings.keep_alive_max_attempt,
             ),
             me,
-            lambda: uuid.uuid4().hex[:16],
-            random.random,
+            runtime.new_id,
+            runtime.random,
         )
         self._reporter = Reporter(settings.run_id, self._name, machine, self._observers)
         self._driver = Driver(
-            machine, _session_factory(backend), self._master_opener(), patience, self._reporter
+            machine,
+            _session_factory(backend, runtime),
+            self._master_opener(),
+            patience,
+            self._reporter,
+            runtime,
         )
         self._driver.start()
-        self._leaver = Leaver(self._driver, backend, settings)
+        self._leaver = Leaver(self._driver, backend, settings, runtime)
         # A handler that is dropped must not look alive.
         weakref.finalize(self, self._leaver.leave_soon).atexit = False
 
     def _master_opener(self) -> Callable[[], tuple[Master, object]]:
-        addr = self._addr
-        return lambda: open_master(addr, shared=_shares_store())
+        addr, runtime = self._addr, self._runtime
+        return lambda: runtime.open_master(addr, shared=_shares_store())
 
     # ------------------------------------------------------------ properties
 
@@ -281,14 +282,14 @@ class DynamicRendezvousHandler(RendezvousHandler):
         driver = self._driver
         if driver.stopped and driver.error is None:
             raise self._refused(Refusal.LEFT)
+        started = self._runtime.monotonic()
         driver.check()
-        started = time.monotonic()
         seconds = self._settings.timeout.join.total_seconds()
         self._join_by = started + seconds
         self._waits_as_spare = None
         if self._unsettled and not self._settle(self._join_by):
             driver.check()
-            raise RendezvousTimeoutError(self._why_not(time.monotonic() - started))
+            raise RendezvousTimeoutError(self._why_not(self._runtime.monotonic() - started))
         driver.forget(Joined, Refused, Withdrawn)
         self._reporter.emit(events.Joined)
         try:
@@ -302,7 +303,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
             # A round that has completed is taken, if only the news of it is late.
             driver.submit(Look())
             driver.submit(Withdraw(accept=True))
-            until = time.monotonic() + _GRACE
+            until = self._runtime.monotonic() + _GRACE
             driver.wait(lambda: self._join_ended() or self._withdrawn(), lambda: until)
         joined, refused = driver.outcome(Joined), driver.outcome(Refused)
         if joined is not None:
@@ -316,7 +317,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
         if not self._withdrawn():
             # The store hangs. What was begun must not make this node a member later.
             self._give_up()
-        raise RendezvousTimeoutError(self._why_not(time.monotonic() - started))
+        raise RendezvousTimeoutError(self._why_not(self._runtime.monotonic() - started))
 
     def _give_up(self) -> None:
         self._driver.submit(Withdraw(accept=False))
@@ -324,7 +325,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
 
     def _settle(self, until: float) -> bool:
         """Wait for what an earlier call has left behind in a store that did not answer."""
-        done = threading.Event()
+        done = self._runtime.event()
         self._driver.submit(lambda _: done.set())
         self._unsettled = not self._driver.wait(done.is_set, lambda: until)
         return not self._unsettled
@@ -343,7 +344,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
             self._join_by = math.inf
         elif self._join_by == math.inf:
             # Its time begins when there is room.
-            self._join_by = time.monotonic() + self._settings.timeout.join.total_seconds()
+            self._join_by = self._runtime.monotonic() + self._settings.timeout.join.total_seconds()
         return None if spare else self._join_by
 
     def _tell_waiting(self) -> None:
@@ -378,7 +379,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
         report: list[Roster] = []
         driver = self._driver  # Not self: what is kept of it would keep the handler alive.
         driver.submit(lambda session: report.append(driver.describe(session)))
-        until = time.monotonic() + _GRACE / 3
+        until = self._runtime.monotonic() + _GRACE / 3
         driver.wait(lambda: bool(report), lambda: until)
         if not report:
             return f"{text}: the store did not answer in time. Is it out of reach, or overloaded?"
@@ -426,14 +427,14 @@ class DynamicRendezvousHandler(RendezvousHandler):
         driver.check()
         if driver.machine.document is not None or driver.machine.phase is not Phase.IDLE:
             return
-        looked = threading.Event()
+        looked = self._runtime.event()
 
         def look(session: Session) -> None:
             driver.look(session, Look())
             looked.set()
 
         driver.submit(look)
-        until = time.monotonic() + self._settings.timeout.heartbeat.total_seconds()
+        until = self._runtime.monotonic() + self._settings.timeout.heartbeat.total_seconds()
         if not driver.wait(looked.is_set, lambda: until):
             driver.check()
             raise RendezvousConnectionError(
@@ -461,7 +462,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
             return
         driver.check()
         seconds = self._settings.timeout.close.total_seconds()
-        until = time.monotonic() + seconds
+        until = self._runtime.monotonic() + seconds
         driver.submit(Close(last_round))
 
         def went_on() -> bool:
@@ -534,11 +535,11 @@ def _shares_store() -> bool:
     return os.getenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "0") != "1"
 
 
-def _session_factory(backend: RendezvousBackend) -> Callable[[], Session]:
+def _session_factory(backend: RendezvousBackend, runtime: Runtime) -> Callable[[], Session]:
     if isinstance(backend, SessionBackend):
         return backend.open_session
-    lock = threading.Lock()
-    return lambda: DocumentSession(backend, lock)
+    lock = runtime.lock()
+    return lambda: DocumentSession(backend, lock, runtime)
 
 
 def create_handler(

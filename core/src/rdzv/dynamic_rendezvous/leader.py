@@ -75,8 +75,9 @@ class Leading:
         settings: This node's settings.
         me: This node's incarnation.
         new_id: Makes random names.
-        dead: The leader that this one replaces because its beat has stopped, and
-            for how long that was seen (seconds). Nobody waits for it a second time.
+        dead: Who is dead, and for how long its silence was seen (seconds): the
+            leader that this one replaces. Nobody waits for it a second time, unless
+            it has come back since.
     """
 
     def __init__(
@@ -84,14 +85,25 @@ class Leading:
         settings: Settings,
         me: str,
         new_id: Callable[[], str],
-        dead: tuple[str, float] | None = None,
+        dead: Mapping[str, float] | None = None,
     ) -> None:
         self.roster = Roster()
         self._settings = settings
         self._me = me
         self._new_id = new_id
-        self._dead = dead
+        self._dead = dict(dead or {})
+        self._known_upto: dict[str, int] = {}
+        """The ticket of one that is dead, as it was when it fell silent."""
+        self._suspects: dict[str, float] = {}
+        """Who fell silent, and has entered since or before: the next beats tell."""
+        self.nonce = ""
+        """The assignment that the roster rests on."""
+        self._reported: set[str] = set()
+        self._proven_by = 0.0
+        self._resumed = False
         self._synced = False
+        self.has_read_log = False
+        """Whether it knows which tickets have been given out, and so what to wait for."""
         self._silence = Silence(settings.patience)
         self._called_since: float | None = None
         self._look_due = 0.0
@@ -101,6 +113,7 @@ class Leading:
         self._along: frozenset[int] = frozenset()
         self._offer: tuple[str, Sequence[Entry]] | None = None
         self._pieces: list[int] = []
+        self._upto = 0
         self.holding: Waiting | None = None
 
     @property
@@ -110,12 +123,14 @@ class Leading:
 
     def start(self, document: Document, now: float) -> list[Action]:
         """Begin the term: learn what the last completed round handed on."""
+        self.nonce = document.nonce
+        self._upto = document.upto
         self._look_due = now + self.period
         self._log_due = now + _LOOK_AT_LOG * self._settings.interval
-        if document.version == 1:
+        if document.version == 1 and not self._resumed:
             # Nobody can have entered before there was a document; who has since is
             # read as soon as this node has entered itself.
-            self._synced = True
+            self._synced = self.has_read_log = True
             return []
         if document.round == 0:
             return self._synchronised(0)
@@ -141,12 +156,42 @@ class Leading:
                 self.roster.fill(ticket)
             else:
                 self.roster.fold(ticket, record, now)
-        dead, self._dead = self._dead, None
-        entry = None if dead is None else self.roster.entries.get(dead[0])
-        if dead is None or entry is None or entry.standing is Standing.LEFT:
-            return []
+        if not self.has_read_log:
+            self.has_read_log = True
+            self.roster.doubt(but=self._me)
+            # All that live beat until then, and are looked at once more.
+            self._proven_by = now + 2 * self._settings.interval
+        if self.roster.holes:
+            # What waits for the record of a dead node's ticket hears of no other.
+            self._log_due = min(self._log_due, now + self._settings.interval)
+        dead, self._dead = self._dead, {}
+        lost: list[Action] = []
+        for node, silent in dead.items():
+            entry = self.roster.entries.get(node)
+            if entry is None or entry.standing is Standing.LEFT:
+                continue
+            if entry.ticket > self._known_upto.get(node, self._upto):
+                self._suspects[node] = silent
+            else:
+                lost += self._lose(entry, silent)
+        return lost
+
+    def _lose(self, entry: Entry, silent: float) -> list[Action]:
         self.roster.lose(entry.node)
-        return [Lost(entry.record, dead[1])]
+        return [] if entry.node in self._reported else [Lost(entry.record, silent)]
+
+    def _lose_suspects(self, now: float) -> list[Action]:
+        """Whoever was silent before this term and has not beaten in it is dead."""
+        if now < self._proven_by:
+            return []
+        suspects, self._suspects = self._suspects, {}
+        found = [(self.roster.entries.get(node), silent) for node, silent in suspects.items()]
+        return [
+            action
+            for entry, silent in found
+            if entry is not None and entry.standing not in (Standing.LEFT, Standing.LOST)
+            for action in self._lose(entry, silent)
+        ]
 
     def on_beaten(self, along: Mapping[int, int], now: float) -> list[Action]:
         """This leader's own beat was taken; the counters ``along`` with it may be a whole look."""
@@ -159,10 +204,11 @@ class Leading:
     def on_beats(self, slots: Mapping[int, int], now: float) -> list[Action]:
         """Take in one look at the beats; says who was lost by it."""
         watched = self.roster.watched(self._me)
-        counts = {node: slots[slot] for slot, node in watched.items() if slot in slots}
+        counts = {node: (slot, slots[slot]) for slot, node in watched.items() if slot in slots}
         for node in self._silence.observe(counts, now, self.period):
             self.roster.find_again(node)
-        lost: list[Action] = []
+            self._suspects.pop(node, None)
+        lost = self._lose_suspects(now)
         nearest = self.period
         for node in self._silence.suspects(counts):
             entry = self.roster.entries[node]
@@ -180,6 +226,14 @@ class Leading:
     def due(self) -> float:
         """When :meth:`tick` has something to do next."""
         return min(self._look_due, self._log_due, self._wake or math.inf)
+
+    def look_for_records(self, now: float) -> float | None:
+        """After which time to read the log again although no later ticket's record has come.
+
+        A record is written a moment after its ticket is taken, and whoever waits for
+        the next one does not hear of it: as long as the hole is old, again.
+        """
+        return min((now - since for since in self.roster.holes.values()), default=None)
 
     def tick(self, now: float, *, beating: bool) -> list[Action]:
         """Do what time has brought; ``beating``: this node is giving a beat just now."""
@@ -240,7 +294,8 @@ class Leading:
         """
         if not self._synced:
             return []
-        present = len(self.roster.those(Standing.BACK, Standing.NEW))
+        # The last call is given to nodes of which it is known that they live.
+        present = sum(entry.proven for entry in self.roster.those(Standing.BACK, Standing.NEW))
         if present < document.min_nodes:
             self._called_since = None
         elif self._called_since is None:
@@ -252,11 +307,32 @@ class Leading:
             self.holding = decision.reason
             self._wake = decision.until
             return []
+        if isinstance(decision, Complete) and self._awaits_proof(decision, document, now):
+            self.holding = Waiting.PROOF
+            self._wake = self._proven_by
+            return []
         if isinstance(decision, Reopen):
             return [SwapDocument(amend(document, self._new_id(), change=decision.change), token)]
         if not fresh:
             return [ReadLog(self.roster.complete_upto)]
         return self._complete(document, token, decision, master)
+
+    def _awaits_proof(self, decision: Complete, document: Document, now: float) -> bool:
+        """Whether one of whom it is not yet known that it lives would be in the round as well."""
+        room = len(decision.entries) < document.max_nodes
+        doubtful = bool(self._suspects) or (room and self.roster.doubtful())
+        return now < self._proven_by and doubtful
+
+    def again(self) -> Leading:
+        """The same term after an interruption: read all anew, but know who was lost."""
+        term = Leading(self._settings, self._me, self._new_id)
+        term._silence = self._silence
+        term._resumed = True
+        lost = {entry.node: entry.ticket for entry in self.roster.those(Standing.LOST)}
+        term._dead = self._dead | self._suspects | dict.fromkeys(lost, 0.0)
+        term._known_upto = self._known_upto | lost
+        term._reported = self._reported | lost.keys()
+        return term
 
     def _complete(
         self, document: Document, token: Token, decision: Complete, master: Master | None
@@ -304,6 +380,7 @@ class Leading:
             return None
         _, chosen = self._offer
         self._offer = None
+        self.nonce = document.nonce
         self._called_since = None
         self._garbage += [
             Forget(0, 0, before.nonce, self._pieces[i : i + _SLICE], 0)
@@ -318,8 +395,9 @@ class Leading:
         return None
 
     def hand_over(self, document: Document, token: Token) -> SwapDocument:
-        """Name the next leader, as this one leaves."""
-        entry = self.roster.successor(self._me)
+        """Name the next leader, as this one leaves: one whose beat it has seen, or nobody."""
+        within = 1.5 * self._settings.interval
+        entry = self.roster.successor(self._me, lambda n: self._silence.has_beaten(n, within))
         heir = None
         if entry is not None:
             rank = entry.rank if entry.standing is not Standing.NEW else -1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .document import Change, Document, Member, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 __all__ = [
     "Complete",
@@ -45,6 +45,8 @@ class Entry:
     standing: Standing
     before: Standing | None = None
     """Where a lost node stood, in case that it beats again."""
+    proven: bool = True
+    """Whether the leader knows that it lives: it has come, or beaten, in the leader's term."""
 
     @property
     def node(self) -> str:
@@ -60,8 +62,8 @@ class Entry:
 class Roster:
     """The fold of the roster's log over the participants of the last completed round.
 
-    Folding a record twice, or late, changes nothing: of one node only a higher
-    ticket counts.
+    Folding a record twice, or late, changes nothing: of one node only a record that
+    was made later counts.
     """
 
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -69,7 +71,7 @@ class Roster:
     """Every ticket up to this one has been folded or is a hole."""
     holes: dict[int, float] = field(default_factory=dict)
     """Tickets without a record, and since when (the leader's clock, seconds)."""
-    _latest: dict[str, int] = field(default_factory=dict)
+    _latest: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def load(self, members: Iterable[Member], upto: int) -> None:
         """Start from what a completed round handed on."""
@@ -80,7 +82,7 @@ class Roster:
             standing = Standing.HERE if member.rank >= 0 else Standing.NEW
             entry = Entry(member.ticket, member.rank, member.record, standing)
             self.entries[entry.node] = entry
-            self._latest[entry.node] = member.ticket
+            self._latest[entry.node] = (member.record.number, member.ticket)
         self.seen = upto
 
     def fold(self, ticket: int, record: Record | None, now: float) -> None:
@@ -90,9 +92,10 @@ class Roster:
             self.holes.setdefault(ticket, now)
             return
         self.holes.pop(ticket, None)
-        if ticket <= self._latest.get(record.node, 0):
+        made = (record.number, ticket)
+        if made <= self._latest.get(record.node, (-1, 0)):
             return
-        self._latest[record.node] = ticket
+        self._latest[record.node] = made
         entry = self.entries.get(record.node)
         if record.kind == "leave":
             if entry is None:
@@ -103,6 +106,7 @@ class Roster:
                 del self.entries[record.node]
         elif entry is not None and entry.rank >= 0:
             entry.ticket, entry.record, entry.standing = ticket, record, Standing.BACK
+            entry.proven = True
         else:
             self.entries[record.node] = Entry(ticket, -1, record, Standing.NEW)
 
@@ -118,8 +122,9 @@ class Roster:
             entry.before, entry.standing = entry.standing, Standing.LOST
 
     def find_again(self, node: str) -> None:
-        """A node that was taken for dead has beaten before the next round."""
+        """A node has beaten: one that was taken for dead before the next round, maybe."""
         entry = self.entries[node]
+        entry.proven = True
         if entry.standing is Standing.LOST and entry.before is not None:
             entry.standing = entry.before
 
@@ -136,6 +141,15 @@ class Roster:
         found = [entry for entry in self.entries.values() if entry.standing in standings]
         return sorted(found, key=lambda entry: entry.ticket)
 
+    def doubt(self, but: str) -> None:
+        """Who has entered before this leader came may have died as well."""
+        for entry in self.those(Standing.BACK, Standing.NEW):
+            entry.proven = entry.node == but
+
+    def doubtful(self) -> bool:
+        """Whether there is one of whom it is not known that it lives."""
+        return any(not entry.proven for entry in self.those(Standing.NEW))
+
     def gone(self) -> list[Entry]:
         """The participants of the last completed round that were lost or left."""
         return [e for e in self.those(Standing.LOST, Standing.LEFT) if e.rank >= 0]
@@ -147,12 +161,14 @@ class Roster:
             Member(e.ticket, e.rank if e.standing is Standing.HERE else -1, e.record) for e in known
         ]
 
-    def successor(self, node: str) -> Entry | None:
+    def successor(self, node: str, alive: Callable[[str], bool]) -> Entry | None:
         """Who leads after ``node`` has left: the living participant behind it, or who waits."""
         left = self.entries.get(node)
         rank = -1 if left is None else left.rank
         others = [
-            e for e in self.those(Standing.HERE, Standing.BACK, Standing.NEW) if e.node != node
+            e
+            for e in self.those(Standing.HERE, Standing.BACK, Standing.NEW)
+            if e.node != node and alive(e.node)
         ]
         return min(
             others, key=lambda e: (e.rank < 0, e.rank <= rank, e.rank, e.ticket), default=None
@@ -179,6 +195,7 @@ class Waiting(enum.Enum):
     SHORT = "a participant was lost, and too few nodes are left for another round"
     RETURN = "participants of the round before have still to come back"
     MINIMUM = "fewer than min_nodes are here"
+    PROOF = "whether those who are here still live has to be seen"
     LAST_CALL = "min_nodes are here, the last call is running"
     CLOSED = "the run is closed"
 
@@ -226,11 +243,13 @@ def decide(
         return Hold(Waiting.CLOSED)
     here = roster.those(Standing.HERE)
     back = roster.those(Standing.BACK)
-    new = roster.those(Standing.NEW)
+    new = [entry for entry in roster.those(Standing.NEW) if entry.proven]
     if here and document.change is None:
         return _standing_round(roster, document, len(here), len(back), len(new))
     if here:
         return Hold(Waiting.RETURN)
+    if not all(entry.proven for entry in back):
+        return Hold(Waiting.PROOF)  # Until they beat, or are lost.
     if len(back) + len(new) < document.min_nodes:
         return Hold(Waiting.MINIMUM)
     if len(back) + len(new) < document.max_nodes:

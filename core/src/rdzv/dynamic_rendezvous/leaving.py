@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import threading
-import time
 import weakref
 from typing import TYPE_CHECKING
 
@@ -17,6 +15,7 @@ from .phases import Phase
 if TYPE_CHECKING:
     from .backend import Session
     from .driver import Driver
+    from .runtime import Runtime
     from .settings import RendezvousSettings
 
 __all__ = ["Leaver"]
@@ -38,15 +37,21 @@ class Leaver:
     """Takes the node of one driver out of its run, once."""
 
     def __init__(
-        self, driver: Driver, backend: RendezvousBackend, settings: RendezvousSettings
+        self,
+        driver: Driver,
+        backend: RendezvousBackend,
+        settings: RendezvousSettings,
+        runtime: Runtime,
     ) -> None:
         self.left = False
         self._driver = driver
         self._backend = backend
+        self._runtime = runtime
         interval = settings.keep_alive_interval.total_seconds()
         self._silence = interval * (settings.keep_alive_max_attempt + 1)
         self._pid = os.getpid()
-        _ALL.add(self)
+        if runtime.ends_with_process:
+            _ALL.add(self)
         # As long as its threads run, a handler that was dropped has something to end.
         driver.owner = self
 
@@ -75,7 +80,7 @@ class Leaver:
             return True
         self.left = True
         driver = self._driver
-        until = time.monotonic() + seconds
+        until = self._runtime.monotonic() + seconds
         driver.forget(Departed)
         done = True
         if driver.machine.phase is not Phase.IDLE or driver.machine.leading is not None:
@@ -90,19 +95,19 @@ class Leaver:
     def _linger(self, seconds: float) -> None:
         """Stay while others need the store that this process hosts."""
         driver = self._driver
-        until = time.monotonic() + seconds
+        until = self._runtime.monotonic() + seconds
         silence = Silence(self._silence)
-        gone = threading.Event()
-        looked = threading.Event()
+        gone = self._runtime.event()
+        looked = self._runtime.event()
 
         def look(session: Session) -> None:
             counts = driver.others(session)
-            silence.observe(counts, time.monotonic(), _LOOK_PAUSE)
+            silence.observe(counts, self._runtime.monotonic(), _LOOK_PAUSE)
             if all(silence.of(node) > self._silence for node in counts):
                 gone.set()
             looked.set()
 
-        while time.monotonic() < until and driver.error is None and not gone.is_set():
+        while self._runtime.monotonic() < until and driver.error is None and not gone.is_set():
             looked.clear()
             driver.submit(look)
             driver.wait(looked.is_set, lambda: until)

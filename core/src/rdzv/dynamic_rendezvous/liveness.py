@@ -13,8 +13,9 @@ __all__ = ["Silence"]
 class Silence:
     """How long nodes have gone without a beat, as far as this observer has looked.
 
-    Only successful looks count, and each adds no more than two of its periods:
-    an observer that slept learns nothing from having slept. After a gap longer
+    Only successful looks count, and each adds no more than two of its periods, nor
+    so much that it would be a death by itself: an observer that slept learns nothing
+    from having slept. After a gap longer
     than ``patience`` everybody starts afresh, since whatever kept the observer
     from looking (its own pause, an outage of the store) may have kept the others
     from beating.
@@ -25,15 +26,18 @@ class Silence:
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, object] = {}
         self._silent: dict[str, float] = {}
+        self._alive: set[str] = set()
         self._looked: float | None = None
 
-    def observe(self, counts: Mapping[str, int], now: float, period: float) -> set[str]:
+    def observe(self, counts: Mapping[str, object], now: float, period: float) -> set[str]:
         """Take in one look and return the nodes that beat since the one before.
 
         Args:
-            counts: Each node's beat counter; nodes that are not in it are forgotten.
+            counts: Each node's beat counter, or whatever else changes with each beat and
+                with nothing but a beat or the place of it; nodes that are not in it are
+                forgotten.
             now: The observer's monotonic clock (seconds).
             period: The time from one look to the next, as planned (seconds).
         """
@@ -49,14 +53,19 @@ class Silence:
             if known is None or known != count or afresh:
                 silent[node] = 0.0
             else:
-                silent[node] = self._silent[node] + min(gap, 2 * period)
+                silent[node] = self._silent[node] + min(gap, 2 * period, self._patience)
         self._counts = dict(counts)
         self._silent = silent
+        self._alive = (seen if afresh else self._alive | seen) & counts.keys()
         return seen
 
     def of(self, node: str) -> float:
         """Seconds that ``node`` has been seen silent."""
         return self._silent.get(node, 0.0)
+
+    def has_beaten(self, node: str, within: float) -> bool:
+        """Whether ``node`` was seen to beat, and to be silent for no more than ``within`` since."""
+        return node in self._alive and self.of(node) <= within
 
     def suspects(self, nodes: Iterable[str]) -> list[str]:
         """Those of ``nodes`` that did not beat between the last two looks."""

@@ -91,9 +91,17 @@ class Machine:
         self._new_id = new_id
         self._jitter = jitter
         self._ticket = 0
+        self._records = 0
         self._slot = 0
+        self._old_slots: dict[int, float] = {}
+        """Where it has beaten before, and until when it goes on to."""
+        self._entering_since = 0.0
+        self._wants_slot = True
+        """Whether its next ticket is to be its slot as well."""
         self._entered_round = 0
         self._master: Master | None = None
+        self._master_round = 0
+        """The round that it was offered to, whether it was taken or not."""
         self._opening = False
         self._closing = False
         self._closing_round: int | None = None
@@ -105,6 +113,8 @@ class Machine:
         self._missed_roster: str | None = None
         self._following = Following(settings, jitter)
         self._usurp: str | None = None
+        self._former: Leading | None = None
+        """The term in which this node was interrupted, until it knows whether it still leads."""
         self._history: deque[str] = deque(maxlen=64)
         self._handlers: dict[type[Any], Callable[[Any, float], list[Action]]] = {
             Join: self._on_join,
@@ -239,8 +249,7 @@ class Machine:
         actions: list[Action] = []
         # Before all else: what a leader has to do can take long.
         if now >= self._beat_due:
-            self._beat_due = now + self._beat_period()
-            actions.append(Beat(self._beat_slot()))
+            actions += self._beat_at_once(now)
         if now >= self._read_due:
             # Whatever pushes changes may have missed one.
             self._read_due = now + _READ_AGAIN
@@ -320,10 +329,27 @@ class Machine:
 
     # ------------------------------------------------------------ answers
 
-    def _on_interrupted(self, _: Interrupted, now: float) -> list[Action]:
-        self.leading = None  # What it knew of the roster may be old: read all of it again.
+    def _on_interrupted(self, interrupted: Interrupted, now: float) -> list[Action]:
+        # What it knew of the roster may be old: read all of it again.
+        self._former, self.leading = self.leading or self._former, None
+        return [*self._beat_at_once(now), *self._take_up(now, interrupted.since)]
+
+    def _beat_at_once(self, now: float) -> list[Action]:
+        """After an outage of the store everybody counts everybody's silence from the start."""
+        if not self._beats:
+            return []
+        self._beat_due = now + self._beat_period()
+        # Whoever watches this node may not have heard of its new slot yet: the old first.
+        self._old_slots = {slot: until for slot, until in self._old_slots.items() if now < until}
+        return [Beat(slot) for slot in (*self._old_slots, self._beat_slot())]
+
+    def _take_up(self, now: float, since: float) -> list[Action]:
+        if self.in_roster and self._entering_since > since:
+            return [Read()]  # It has entered again already, over another connection.
         if self.phase in (Phase.ENTERING, Phase.WAITING, Phase.SPARE, Phase.RANKING):
-            # The ticket may be a hole by now, or this node taken for dead.
+            # The ticket may be a hole by now, or this node taken for dead. A store that
+            # failed over may even have given ticket and slot to another node.
+            self._wants_slot = True
             return [Read(), *self._enter(now)]
         if self.phase is Phase.LEFT and self.document is not None:
             return [Enter(self._record("leave")), Read(), Departed()]
@@ -382,8 +408,13 @@ class Machine:
                     f"{before.epoch}): the store was restarted without its data, or the run was "
                     "reset. Start the job again on all nodes."
                 )
-            if document.version < before.version:
-                return []
+            if not document.follows(before):
+                raise RendezvousStateError(
+                    f"The store has lost what it had acknowledged: version {document.version} with "
+                    f"round {document.round} cannot come after version {before.version} with round "
+                    f"{before.round}. It may have failed over to a replica that was behind. Start "
+                    "the job again on all nodes."
+                )
         self.document, self.token = document, token
         if document.master is not None and document.master == self._master:
             self._master = None  # Given to a round, whoever was told so: never to another.
@@ -412,13 +443,20 @@ class Machine:
         if before is None or before.leader != leader:
             silent = self._following.silent(self._usurp or "")
             self._following.another()
+            if leader is None and self._is_near():
+                # Soon, but not all at once.
+                self._following.soon(now + self.settings.interval * self._jitter() / 4)
         instead, self._usurp = self._usurp, None
+        former, self._former = self._former, None
         if leader is None or leader.node != self._me.node or not self._takes_part():
             self.leading = None
             return []
-        if self.leading is not None:
+        if self.leading is not None and self.leading.nonce == document.nonce:
             return []
-        dead = None if not instead else (instead, silent)
+        if former is not None:
+            self.leading = former.again()
+            return self.leading.start(document, now)
+        dead = {instead: silent} if instead else None
         self.leading = Leading(self.settings, self._me.node, self._new_id, dead)
         self._beat_due = min(self._beat_due, now + self._beat_period())
         return [TookOver(instead), *self.leading.start(document, now)]
@@ -474,8 +512,13 @@ class Machine:
         document = self.document
         if document is None:
             raise AssertionError("entered a run that is not known")
+        self._missed = now - self._beaten > self._longest_silence()
         self._ticket = entered.ticket
-        self._slot = self._slot or entered.ticket
+        if self._wants_slot:
+            self._wants_slot = False
+            if self._slot:
+                self._old_slots[self._slot] = now + 2 * self._longest_silence()
+            self._slot = entered.ticket
         self._move(Phase.WAITING)
         if not self._beats:
             self._beats = True
@@ -520,7 +563,7 @@ class Machine:
 
     def _on_master(self, opened: MasterOpened, now: float) -> list[Action]:
         self._opening = False
-        self._master = opened.master
+        self._master, self._master_round = opened.master, 0
         return self._pursue(now)
 
     def _on_roster(self, read: RosterRead, now: float) -> list[Action]:
@@ -566,11 +609,19 @@ class Machine:
         if self._usurp is not None and not leads:
             return [self._swap(document, leader=self._as_leader(document))]
         if self._may_publish_master(document):
+            self._master_round = document.round
             return [self._swap(document, master=self._master)]
         if self._lacks_master(document) and self._wants_master():
             return [OpenMaster()]
         if leads and self.leading is not None:
-            return self.leading.pursue(document, self.token, now, fresh=fresh, master=self._master)
+            master = self._master_for(document.round + 1)
+            actions = self.leading.pursue(document, self.token, now, fresh=fresh, master=master)
+            if master is not None and any(
+                isinstance(action, SwapDocument) and action.document.master == master
+                for action in actions
+            ):
+                self._master_round = document.round + 1
+            return actions
         return []
 
     def _swap(self, document: Document, **changes: object) -> SwapDocument:
@@ -585,11 +636,17 @@ class Machine:
         return (
             self.phase is Phase.BOOTSTRAPPING
             and self.rank == 0
-            and self._master is not None
             and document.round == self.round
+            and self._master_for(document.round) is not None
             and document.master is None
             and document.change is None
         )
+
+    def _master_for(self, number: int) -> Master | None:
+        """The store that is ready for this round, if any: one that another was offered is not."""
+        if self._master_round not in (0, number):
+            self._master, self._master_round = None, 0
+        return self._master
 
     def _lacks_master(self, document: Document) -> bool:
         return self.phase is Phase.BOOTSTRAPPING and self.rank == 0 and document.round == self.round
@@ -611,23 +668,29 @@ class Machine:
             self._move(Phase.IDLE)
             return refused
         self._move(Phase.ENTERING)
+        self._entered_round = document.round
+        self._entering_since = now
+        actions: list[Action] = [Enter(self._record("enter"))]
         if not self._beats:
             self._beaten = now  # From now on others may be counting its silence.
-            self._missed = False
-        self._entered_round = document.round
-        actions: list[Action] = [Enter(self._record("enter"))]
+        elif now - self._beaten > self._longest_silence():
+            # Nobody may go on counting after the record has come.
+            actions = [*self._beat_at_once(now), *actions]
+        self._master_for(document.round + 1)
         if self._wants_master():
             actions.insert(0, OpenMaster())
         return actions
 
     def _record(self, kind: str) -> Record:
+        self._records += 1
         return msgspec.structs.replace(
             self._me,
             kind=kind,
+            number=self._records,
             id=self._new_id(),
             round=self.round,
             rank=self.rank,
-            slot=self._slot,
+            slot=0 if self._wants_slot else self._slot,
         )
 
     def _move(self, phase: Phase) -> None:

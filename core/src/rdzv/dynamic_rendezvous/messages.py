@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,12 @@ class Tick:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """The connection was lost and made anew: what was under way may have happened or not."""
+    """The connection was lost and made anew: what was under way may have happened or not.
+
+    ``since`` is when it was lost (the node's clock, seconds).
+    """
+
+    since: float = math.inf
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,21 @@ own even where a backend infers success from equal bytes.
 from __future__ import annotations
 
 import functools
-import random
-import secrets
-import time
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import msgspec
 
 from ..errors import RendezvousConnectionError, RendezvousError, RendezvousStateError
-from .backend import MAX_STATE_BYTES, RendezvousBackend, Session, Swap, Token
+from .backend import (
+    MAX_STATE_BYTES,
+    RendezvousBackend,
+    Session,
+    Swap,
+    Token,
+    WatchingBackend,
+)
 from .document import Name, decode, encode
+from .runtime import REAL, Runtime
 
 if TYPE_CHECKING:
     import threading
@@ -32,7 +37,29 @@ _LONGEST_PAUSE = 0.25
 
 _GONE = "-"
 
+_MANY = 4096
+"""Tickets in one answer, at most, of which nothing is left."""
+
 T = TypeVar("T")
+
+
+class _Roster(msgspec.Struct, omit_defaults=True):
+    """What a session keeps below one epoch."""
+
+    tail: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = 0
+    freed: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = 0
+    """No record up to this ticket is kept; all above it are."""
+    records: dict[int, str] = {}
+    beats: dict[int, Annotated[int, msgspec.Meta(ge=0)]] = {}
+    pieces: dict[Name, dict[str, str]] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is a record for each ticket: nobody can make up a million of them."""
+        tickets = self.records.keys()
+        return len(tickets) == self.tail - self.freed and all(
+            self.freed < ticket <= self.tail for ticket in tickets
+        )
 
 
 class _State(msgspec.Struct, omit_defaults=True):
@@ -40,10 +67,8 @@ class _State(msgspec.Struct, omit_defaults=True):
     write: Name
     document: str = ""
     changes: Annotated[int, msgspec.Meta(ge=0)] = 0
-    tail: Annotated[int, msgspec.Meta(ge=0)] = 0
-    records: dict[int, str] = {}
-    beats: dict[int, Annotated[int, msgspec.Meta(ge=0)]] = {}
-    pieces: dict[Name, dict[str, str]] = {}
+    rosters: dict[Name, _Roster] = {}
+    """By epoch: who is still in a life of the run that was lost writes into its own."""
 
 
 class DocumentSession(Session):
@@ -52,12 +77,18 @@ class DocumentSession(Session):
     Args:
         backend: The backend; calls to it are made one at a time, under ``lock``.
         lock: Shared by all sessions on one backend, which need not be thread-safe.
+        runtime: The clock, and chance.
     """
 
-    def __init__(self, backend: RendezvousBackend, lock: threading.Lock) -> None:
+    def __init__(
+        self, backend: RendezvousBackend, lock: threading.Lock, runtime: Runtime = REAL
+    ) -> None:
         self._backend = backend
+        self._runtime = runtime
         self._lock = lock
         self._closed = False
+        self._epoch = ""
+        self._tail = 0
         self._where = f"The state of the backend {backend.name!r}"
 
     # ------------------------------------------------------------ the state
@@ -75,7 +106,27 @@ class DocumentSession(Session):
         found = self._call(self._backend.get_state)
         if found is None:
             return None
-        return decode(_State, found[0], self._where), found[1]
+        return self._decode(found[0]), found[1]
+
+    def _decode(self, data: bytes) -> _State:
+        state = decode(_State, data, self._where)
+        for roster in state.rosters.values():
+            if not roster.complete:
+                raise RendezvousStateError(
+                    f"{self._where} contradicts itself: its records are not those of the tickets "
+                    f"{roster.freed + 1} to {roster.tail}. Use another run id."
+                )
+        return state
+
+    def _roster_in(self, state: _State) -> _Roster:
+        return state.rosters.setdefault(self._epoch, _Roster())
+
+    def _get_roster(self) -> _Roster:
+        found = self._get()
+        return _Roster() if found is None else self._roster_in(found[0])
+
+    def _change_roster(self, change: Callable[[_Roster], T]) -> T:
+        return self._change(lambda state: change(self._roster_in(state)))
 
     def _change(self, change: Callable[[_State], T]) -> T:
         """Apply ``change`` to the state until it is this change that is stored."""
@@ -84,7 +135,7 @@ class DocumentSession(Session):
         while True:
             state, token = found if found is not None else (_State(schema=1, write=""), None)
             result = change(state)
-            state.write = secrets.token_hex(8)
+            state.write = self._runtime.new_id()
             data = encode(state)
             if len(data) > MAX_STATE_BYTES:
                 raise RendezvousStateError(
@@ -93,12 +144,22 @@ class DocumentSession(Session):
                 )
             answer = self._call(functools.partial(self._backend.set_state, data, token))
             if answer is not None:
-                stored = decode(_State, answer[0], self._where)
+                stored = self._decode(answer[0])
                 if stored.write == state.write:
+                    self._check_tail(stored)
                     return result
-            time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, no secret
+            self._runtime.sleep(pause * self._runtime.random())
             pause = min(2 * pause, _LONGEST_PAUSE)
             found = self._get() if answer is None else (stored, answer[1])
+
+    def _check_tail(self, state: _State) -> None:
+        """A store that gives a ticket a second time has lost something: begin anew, then."""
+        tail = self._roster_in(state).tail
+        if tail < self._tail:
+            raise RendezvousConnectionError(
+                f"{self._where} has lost tickets that it had given out. It may have failed over."
+            )
+        self._tail = tail
 
     # ------------------------------------------------------------ the document
 
@@ -106,14 +167,22 @@ class DocumentSession(Session):
         found = self._get()
         if found is None or not found[0].document:
             return None
-        return found[0].document.encode(), found[0].changes
+        state = found[0]
+        if known is not None and state.changes < known:
+            # It was an old state that was read, or the store has lost the newer one: a
+            # write, which has to be on top of what there is, tells.
+            state = self._change(lambda current: current)
+        return state.document.encode(), state.changes
 
     def swap(self, document: bytes, token: Token | None) -> Swap:
         expected = 0 if token is None else token
 
         def change(state: _State) -> Swap:
-            if state.changes != expected:
+            if state.changes > expected:
                 raise _StaleError(Swap(False, state.document.encode(), state.changes))
+            if state.changes < expected:
+                # An old state, or the store has lost the newer one: see read().
+                return Swap(False, state.document.encode(), state.changes)
             state.document = document.decode()
             state.changes += 1
             return Swap(True, document, state.changes)
@@ -128,80 +197,100 @@ class DocumentSession(Session):
         return None
 
     def _poll(self, happened: Callable[[_State], bool], timeout: float) -> None:
-        deadline = time.monotonic() + timeout
+        deadline = self._runtime.monotonic() + timeout
         pause = _FIRST_PAUSE
         while not self._closed:
             found = self._get()
             if found is None or happened(found[0]):
                 return
-            left = deadline - time.monotonic()
+            left = deadline - self._runtime.monotonic()
             if left <= 0:
                 return
-            time.sleep(min(pause, left))
-            pause = min(1.5 * pause, _LONGEST_PAUSE)
+            if isinstance(self._backend, WatchingBackend):
+                self._watch(self._backend, found[1], left)
+            else:
+                self._runtime.sleep(min(pause, left))
+                pause = min(1.5 * pause, _LONGEST_PAUSE)
+
+    def _watch(self, backend: WatchingBackend, token: Token, timeout: float) -> None:
+        """Have the backend say when to look again, beside other calls to it."""
+        try:
+            backend.wait_state(token, timeout)
+        except RendezvousError:
+            raise
+        except Exception as exc:
+            raise _translated(exc, backend.name) from exc
 
     def attach(self, epoch: str) -> None:
-        # The epoch is in the document, and the document is in the same state.
-        pass
+        if epoch != self._epoch:
+            self._epoch, self._tail = epoch, 0
 
     # ------------------------------------------------------------ the roster
 
     def enter(self, record: bytes) -> int:
-        def change(state: _State) -> int:
-            state.tail += 1
-            state.records[state.tail] = record.decode()
-            return state.tail
+        def change(roster: _Roster) -> int:
+            roster.tail += 1
+            roster.records[roster.tail] = record.decode()
+            return roster.tail
 
-        return self._change(change)
+        return self._change_roster(change)
 
     def records(self, after: int) -> list[tuple[int, bytes | None]]:
-        found = self._get()
-        if found is None:
-            return []
-        state = found[0]
-        return [
-            (ticket, state.records.get(ticket, _GONE).encode())
-            for ticket in range(after + 1, min(state.tail, after + 10**6) + 1)
+        roster = self._get_roster()
+        last = min(roster.freed, after + _MANY)
+        lines: list[tuple[int, bytes | None]] = [
+            (ticket, _GONE.encode()) for ticket in range(after + 1, last + 1)
         ]
+        if last < roster.freed:
+            return lines
+        kept = sorted(item for item in roster.records.items() if item[0] > after)
+        return lines + [(ticket, text.encode()) for ticket, text in kept]
 
     def wait_records(self, after: int, count: int, timeout: float) -> None:
-        self._poll(lambda state: state.tail >= after + count, timeout)
+        self._poll(lambda state: self._roster_in(state).tail >= after + count, timeout)
 
     def bury(self, ticket: int) -> None:
         # A ticket and its record are one write here: there are no holes.
         pass
 
     def beat(self, slot: int) -> Mapping[int, int]:
-        def change(state: _State) -> Mapping[int, int]:
-            state.beats[slot] = state.beats.get(slot, 0) + 1
-            return dict(state.beats)
+        def change(roster: _Roster) -> Mapping[int, int]:
+            roster.beats[slot] = roster.beats.get(slot, 0) + 1
+            return dict(roster.beats)
 
-        return self._change(change)
+        return self._change_roster(change)
 
     def beats(self, slots: Sequence[int]) -> Mapping[int, int]:
-        found = self._get()
-        counts = {} if found is None else found[0].beats
+        counts = self._get_roster().beats
         return {slot: counts.get(slot, 0) for slot in slots}
 
     def publish(self, nonce: str, pieces: Mapping[str, bytes]) -> None:
-        def change(state: _State) -> None:
-            state.pieces[nonce] = {name: piece.decode() for name, piece in pieces.items()}
+        def change(roster: _Roster) -> None:
+            roster.pieces.setdefault(nonce, {}).update(
+                {name: piece.decode() for name, piece in pieces.items()}
+            )
 
-        self._change(change)
+        self._change_roster(change)
 
     def fetch(self, nonce: str, names: Sequence[str]) -> list[bytes | None]:
-        found = self._get()
-        pieces = {} if found is None else found[0].pieces.get(nonce, {})
+        pieces = self._get_roster().pieces.get(nonce, {})
         return [pieces[name].encode() if name in pieces else None for name in names]
 
     def forget(self, after: int, upto: int, nonce: str, names: Sequence[str]) -> None:
-        def change(state: _State) -> None:
-            gone = {t: r for t, r in state.records.items() if t <= upto}
-            for ticket in gone:
-                del state.records[ticket]
-            state.pieces.pop(nonce, None)
+        def change(roster: _Roster) -> None:
+            for ticket in roster.records:
+                if after < ticket <= upto:
+                    roster.records[ticket] = _GONE
+            while roster.records.get(roster.freed + 1) == _GONE:
+                roster.freed += 1
+                del roster.records[roster.freed]
+            pieces = roster.pieces.get(nonce, {})
+            for name in names:
+                pieces.pop(name, None)
+            if not pieces:
+                roster.pieces.pop(nonce, None)
 
-        self._change(change)
+        self._change_roster(change)
 
     def close(self) -> None:
         self._closed = True

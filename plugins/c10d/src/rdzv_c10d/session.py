@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rdzv.dynamic_rendezvous.backend import Session, Swap, Token
+from rdzv.dynamic_rendezvous.backend import MAX_STATE_BYTES, Session, Swap, Token
 from rdzv.errors import RendezvousConnectionError, RendezvousStateError, torch_compatible
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ _NEVER = "?"
 _GONE = "-"
 """Stands where something was that nobody needs any more. Never empty: to TCPStore's
 compare_set an empty value is the same as none."""
+
+_MOST = 4 * -(-MAX_STATE_BYTES // 3) + 17
+"""The longest value that is looked into (bytes): the largest state in base64, after its mark."""
+
+_COUNTER = re.compile("-?[0-9]{1,19}")
 
 _FEW = 2
 
@@ -46,8 +52,9 @@ def call(what: str, operation: Callable[[], T]) -> T:
     """Run a store's operation; its failures become ``RendezvousConnectionError``."""
     try:
         return operation()
-    except (RuntimeError, ValueError, OSError) as exc:
-        # torch's store errors are RuntimeErrors; TimeoutError is an OSError.
+    except (RuntimeError, ValueError, IndexError, OSError) as exc:
+        # torch's store errors are RuntimeErrors; TimeoutError is an OSError, and a
+        # number that is too large an IndexError.
         first = (str(exc).strip() or type(exc).__name__).splitlines()[0]
         raise torch_compatible(RendezvousConnectionError)(
             f"The connection to {what} has failed: {first}"
@@ -80,6 +87,11 @@ class Keys:
         )
 
     def _text(self, key: str, value: bytes) -> str:
+        if len(value) > _MOST:
+            raise torch_compatible(RendezvousStateError)(
+                f"The key {key!r} in {self.what} holds {len(value)} bytes, more than rdzv writes. "
+                "Something else has written there; use another run id."
+            )
         try:
             return value.decode()
         except UnicodeDecodeError as exc:
@@ -102,7 +114,7 @@ class Keys:
 
     def _check_counter(self, key: str) -> None:
         text = self.peek(key)
-        if text is not None and not (text.lstrip("-").isdecimal() and len(text) < 20):
+        if text is not None and not _COUNTER.fullmatch(text):
             raise torch_compatible(RendezvousStateError)(
                 f"The key {key!r} in {self.what} holds {text[:40]!r}, no counter. Use another run "
                 "id."
@@ -204,8 +216,9 @@ class Chain:
 
     def read(self, known: int | None) -> tuple[str, int] | None:
         """The value and its version; newer than ``known`` where there is a newer one."""
-        version = self._hint() if known is None else self._newer(known)
-        while version is not None:
+        # Nobody waits for the answer to a hint: the first of all may have been lost.
+        version = (self._hint() or 1) if known is None else self._newer(known)
+        while True:
             text = self._keys.peek(self._key(version))
             if text is None:
                 return None
@@ -213,7 +226,6 @@ class Chain:
                 return self._value(version, text), version
             # The hint may be old: a writer can be slow to move it on.
             version = max(version + 1, self._hint() or 0)
-        return None
 
     def newest(self) -> tuple[str, int] | None:
         """The value that nothing has replaced yet, even where the hint is old."""
@@ -310,7 +322,10 @@ class StoreSession(Session):
         return None if found is None else (found[0].encode(), found[1])
 
     def attach(self, epoch: str) -> None:
-        self._base = f"{self._root}/{epoch}"
+        base = f"{self._root}/{epoch}"
+        if base != self._base:
+            self._base, self._own_slot = base, -1
+            self._known.clear()
 
     # ------------------------------------------------------------ the roster
 
@@ -386,8 +401,8 @@ class StoreSession(Session):
         self._known.update(groups)
 
     def _number(self, group: int, value: bytes) -> int:
-        text = value[:20].decode(errors="replace")
-        if not text.lstrip("-").isdecimal():
+        text = value[:40].decode(errors="replace")
+        if not _COUNTER.fullmatch(text):
             raise torch_compatible(RendezvousStateError)(
                 f"The key {self._group(group)!r} in {self._keys.what} holds {text!r}, no counter. "
                 "Use another run id."

@@ -1,0 +1,4 @@
+"""What this project and every plugin's author test with; installed with ``rdzv[testing]``.
+
+Nothing of it is imported by ``import rdzv``.
+"""

@@ -1,0 +1,1 @@
+"""Fuzz targets: one function each, driven by Hypothesis in the tests and by atheris here."""

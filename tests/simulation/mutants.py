@@ -1,0 +1,501 @@
+"""Deliberately wrong versions of the protocol, to show that the simulation notices each.
+
+A mutant puts something else in the place of a few of the engine's functions. Those
+in the second half are mistakes that the engine has really had, found by simulating it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import msgspec
+
+from rdzv.dynamic_rendezvous import (
+    document,
+    driver,
+    following,
+    handler,
+    leader,
+    leadership,
+    liveness,
+    machine,
+    messages,
+    perform,
+    roster,
+)
+from rdzv.errors import RendezvousConnectionError
+from rdzv.testing.simulation import Fault, Node, Scenario, generate, hub
+
+Patch = tuple[object, Any, Any]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    wrong: str
+    patches: Callable[[], list[Patch]]
+    scenario: Callable[[int], Scenario] = generate
+    """Where to look for it: a scenario for each seed."""
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for where, name, value in self.patches():
+                if isinstance(where, dict):
+                    stack.enter_context(mock.patch.dict(where, {name: value}))
+                else:
+                    stack.enter_context(mock.patch.object(where, name, value))
+            yield
+
+
+MUTANTS: list[Mutant] = []
+
+
+def mutant(
+    wrong: str, scenario: Callable[[int], Scenario] = generate
+) -> Callable[[Callable[[], list[Patch]]], None]:
+    def add(patches: Callable[[], list[Patch]]) -> None:
+        MUTANTS.append(Mutant(patches.__name__.replace("_", " "), wrong, patches, scenario))
+
+    return add
+
+
+def some_nodes(
+    seed: int, *faults: Fault, delay: float = 0.001, timeout: float = 5.0, **settings: Any
+) -> Scenario:
+    """A plain scenario: three nodes, and little else than what is said."""
+    chance = random.Random(f"nodes {seed}")
+    polls = [chance.uniform(0.1, 0.5) for _ in range(3)]
+    nodes = tuple(Node(0.0, delay=delay, poll=poll, timeout=timeout) for poll in polls)
+    fields: dict[str, Any] = {"last_call": 0.2, "attempts": 5, **settings}
+    return Scenario(seed, 2, 3, nodes, faults, 5.0, **fields)
+
+
+def a_spare(seed: int) -> Scenario:
+    """A full round, and one more node."""
+    return some_nodes(seed, Fault(2.0, "join"))
+
+
+def slow_nodes(seed: int) -> Scenario:
+    """Between a ticket and its record there is time, but little of an interval."""
+    return some_nodes(seed, Fault(0.5, "join"), delay=0.06, interval=10.0, join_timeout=900.0)
+
+
+def led_before(seed: int) -> Scenario:
+    """One that led is idle, and its connection for leading breaks unnoticed."""
+    first = Fault(2.0, "pause", seed % 3, 9.0)
+    return some_nodes(seed, first, Fault(15.0, "outage", seconds=0.5))
+
+
+def sleepers(seed: int) -> Scenario:
+    """Nodes sleep for long, with a request under way."""
+    chance = random.Random(f"sleepers {seed}")
+    faults = [Fault(chance.uniform(0.1, 9.0), "pause", place, 25.0) for place in range(3)]
+    return some_nodes(seed, *faults, store="SLOW", lag=0.5, patience=10.0)
+
+
+# ---------------------------------------------------------------- of the protocol
+
+
+def _swap_blindly(which: Callable[[Any, Any], bool]) -> list[Patch]:
+    original: Any = perform.PERFORM[messages.SwapDocument]
+
+    def swap(session, action, node):
+        if which(action.document, node) and action.token is not None:
+            found = session._session.read(None)  # Past what watches the session.
+            version = found[1] if found else action.token
+            action = messages.SwapDocument(
+                msgspec.structs.replace(action.document, version=version + 1)
+                if isinstance(version, int)
+                else action.document,
+                version,
+            )
+        return original(session, action, node)
+
+    return [(perform.PERFORM, messages.SwapDocument, swap)]
+
+
+@mutant("every write replaces whatever is there: no fencing at all")
+def no_fencing():
+    return _swap_blindly(lambda _document, _node: True)
+
+
+@mutant("the commit of a round replaces whatever is there")
+def commit_without_the_token():
+    return _swap_blindly(lambda new, node: node.document and new.round > node.document.round)
+
+
+@mutant("writes have no names, and equal bytes are taken for one's own")
+def success_inferred_from_equal_bytes():
+    def amend(before, write, **changes):
+        return msgspec.structs.replace(before, version=before.version + 1, write="w", **changes)
+
+    return [(leader, "amend", amend), (machine, "amend", amend)]
+
+
+@mutant("silence is measured on the wall clock")
+def wall_clock_liveness():
+    return [(hub.Process, "monotonic", hub.Process.wall_clock)]
+
+
+@mutant("the document names an assignment that is published afterwards")
+def assignment_after_the_commit():
+    original: Any = leader.Leading._complete
+    return [(leader.Leading, "_complete", lambda *a: list(reversed(original(*a))))]
+
+
+@mutant("the address of the last round's store for workers stays in the document")
+def stale_bootstrap_address():
+    original: Any = leader.Leading._complete
+
+    def complete(self, before, *rest):
+        publish, swap = original(self, before, *rest)
+        new = swap.document
+        if new.master is None:
+            new = msgspec.structs.replace(new, master=before.master)
+        return [publish, messages.SwapDocument(new, swap.token)]
+
+    return [(leader.Leading, "_complete", complete)]
+
+
+@mutant("the store for workers that was given to a round is given to the next one, too")
+def bootstrap_store_used_again():
+    original: Any = machine.Machine._take
+
+    def take(self, *args):
+        kept = self._master
+        actions = original(self, *args)
+        self._master = self._master or kept
+        return actions
+
+    return [(machine.Machine, "_take", take)]
+
+
+@mutant("the leader does not look at the beats")
+def beat_not_checked():
+    return [(leader.Leading, "on_beats", lambda *_: [])]
+
+
+@mutant("nobody looks at the leader's beat")
+def dead_leader_not_noticed():
+    return [(following.Following, "_observe", lambda *_, **__: False)]
+
+
+@mutant("who takes over goes on from what it believes instead of reading the roster")
+def takeover_without_a_fresh_read():
+    def start(self, before, now):
+        self._look_due = self._log_due = now + 1.0
+        self._synced = self.has_read_log = True
+        self.roster.seen = before.upto
+        return []
+
+    return [(leader.Leading, "start", start)]
+
+
+@mutant("the last call runs from the first time that min_nodes were there, ever")
+def last_call_never_restarted():
+    original: Any = leader.Leading.pursue
+
+    def pursue(self, *args, **kwargs):
+        since = self.__dict__.setdefault("ever_since", self._called_since)
+        self._called_since = since
+        actions = original(self, *args, **kwargs)
+        if self.__dict__["ever_since"] is None:
+            self.__dict__["ever_since"] = self._called_since
+        return actions
+
+    original_won: Any = leader.Leading.on_won
+
+    def on_won(self, *args):
+        since = self._called_since
+        own = original_won(self, *args)
+        self._called_since = since
+        return own
+
+    return [(leader.Leading, "pursue", pursue), (leader.Leading, "on_won", on_won)]
+
+
+@mutant("a spare makes the round be formed anew although there is no room for it", a_spare)
+def a_spare_that_counts():
+    original: Any = leadership._standing_round
+
+    def standing(members, before, here, back, new):
+        if new:
+            return leadership.Reopen(document.Change(arrived=new))
+        return original(members, before, here, back, new)
+
+    return [(leadership, "_standing_round", standing)]
+
+
+@mutant("whoever writes the document next opens a closed run again")
+def close_forgotten():
+    def amend(before, write, **changes):
+        changes.setdefault("closed", False)
+        return msgspec.structs.replace(before, version=before.version + 1, write=write, **changes)
+
+    return [(leader, "amend", amend), (machine, "amend", amend)]
+
+
+@mutant("a closed run can be joined")
+def close_not_heeded():
+    return [
+        (machine.Machine, "_on_closed", lambda *_: []),
+        (machine.Machine, "closed", property(lambda _: False)),
+    ]
+
+
+@mutant("the ticket of a node that died before it wrote its record stays a hole")
+def holes_never_buried():
+    return [(leader.Leading, "_bury_old_holes", lambda *_: [])]
+
+
+@mutant("a participant that died is no reason for another round")
+def losses_change_nothing():
+    original: Any = leadership._standing_round
+
+    def standing(members, *rest):
+        decision = original(members, *rest)
+        only_lost = isinstance(decision, leadership.Reopen) and decision.change == document.Change(
+            lost=decision.change.lost
+        )
+        return leadership.Hold(leadership.Waiting.STANDS) if only_lost else decision
+
+    return [(leadership, "_standing_round", standing)]
+
+
+@mutant("a node keeps the rank that it had in the round before")
+def rank_of_the_old_round():
+    original: Any = machine.Machine._ranked
+
+    def ranked(self, assigned, now):
+        if self.rank >= 0:
+            assigned = document.Assigned(assigned.node, min(self.rank, self.document.size - 1))
+        return original(self, assigned, now)
+
+    return [(machine.Machine, "_ranked", ranked)]
+
+
+@mutant("two nodes can get one rank")
+def ranks_given_twice():
+    original: Any = leader.Leading._complete
+
+    def complete(self, *args):
+        publish, swap = original(self, *args)
+        places = {t: document.Assigned(a.node, a.rank // 2) for t, a in publish.assigned.items()}
+        return [messages.Publish(publish.nonce, places, publish.chunks), swap]
+
+    return [(leader.Leading, "_complete", complete)]
+
+
+@mutant("a round completes with one node less than min_nodes")
+def minimum_not_kept():
+    original: Any = leadership.decide
+
+    def decide(members, before, *rest):
+        less = msgspec.structs.replace(before, min_nodes=max(1, before.min_nodes - 1))
+        return original(members, less, *rest)
+
+    return [(leader, "decide", decide)]
+
+
+@mutant("a round completes with more than max_nodes")
+def maximum_not_kept():
+    original: Any = leadership.decide
+
+    def decide(members, before, *rest):
+        return original(members, msgspec.structs.replace(before, max_nodes=99), *rest)
+
+    return [(leader, "decide", decide)]
+
+
+@mutant("a round completes without a last look at the roster")
+def no_last_look():
+    original: Any = leader.Leading.pursue
+
+    def pursue(self, *args, **kwargs):
+        return original(self, *args, **(kwargs | {"fresh": True}))
+
+    return [(leader.Leading, "pursue", pursue)]
+
+
+@mutant("a node that has left is still counted")
+def departures_not_read():
+    original: Any = leadership.Roster.fold
+
+    def fold(self, ticket, record, now):
+        if record is not None and record.kind == "leave":
+            self.seen = max(self.seen, ticket)
+            return
+        original(self, ticket, record, now)
+
+    return [(leadership.Roster, "fold", fold)]
+
+
+@mutant("workers are not told that their round is over")
+def no_latch():
+    return [(machine.Machine, "_watch_round", lambda *_: [])]
+
+
+@mutant("a node that is late by one beat is dead")
+def evicted_after_one_missed_beat():
+    return [(leader.Settings, "silence", lambda _, interval: 1.2 * interval)]
+
+
+@mutant("a spare that shuts down closes the run")
+def a_spare_closes_the_run():
+    original: Any = machine.Machine._on_close
+    return [
+        (handler.DynamicRendezvousHandler, "_may_close", lambda _: True),
+        (machine.Machine, "_on_close", lambda s, _, now: original(s, messages.Close(None), now)),
+    ]
+
+
+@mutant("any document is taken, whatever life of the run it belongs to")
+def epoch_not_compared():
+    original: Any = machine.Machine._take
+
+    def take(self, new, token, now):
+        if self.document is not None and new.epoch != self.document.epoch:
+            self.document = msgspec.structs.replace(self.document, epoch=new.epoch, version=0)
+            self.document = msgspec.structs.replace(self.document, round=0, nonce="", closed=False)
+        return original(self, new, token, now)
+
+    return [(machine.Machine, "_take", take)]
+
+
+@mutant("a call to join has no deadline")
+def no_deadline():
+    return [(handler.DynamicRendezvousHandler, "_join_deadline", lambda _: None)]
+
+
+@mutant("the first broken connection is the end")
+def no_patience():
+    original: Any = driver.Driver.__init__
+
+    def init(self, node, open_session, open_master, patience, *rest):
+        original(self, node, open_session, open_master, 0.0, *rest)
+
+    return [(driver.Driver, "__init__", init)]
+
+
+@mutant("who gives up or leaves does not say so")
+def leaving_is_not_told():
+    return [(machine.Machine, "_leave_roster", lambda _: [])]
+
+
+@mutant("a node evicted while it slept goes on in its old round")
+def no_fencing_of_zombies():
+    original: Any = machine.Machine._watch_round
+
+    def watch(self, new):
+        return [] if new.round > self.round else original(self, new)
+
+    return [(machine.Machine, "_watch_round", watch)]
+
+
+# ---------------------------------------------------------------- mistakes that were made
+
+
+@mutant("a record that comes after its ticket was read is noticed much later", slow_nodes)
+def late_records_not_looked_for():
+    return [(leader.Leading, "look_for_records", lambda *_: None)]
+
+
+@mutant("a leader that loses a connection forgets who was dead", led_before)
+def interrupted_leader_forgets_the_dead():
+    def again(self):
+        return leader.Leading(self._settings, self._me, self._new_id)
+
+    return [(leader.Leading, "again", again)]
+
+
+@mutant("a new leader takes those who wait for alive")
+def dead_spare_taken_into_the_round():
+    return [(leadership.Roster, "doubt", lambda *_, **__: None)]
+
+
+@mutant("one look after an outage can be a death")
+def one_look_is_a_death():
+    def observe(self, counts, now, period):
+        gap = 0.0 if self._looked is None else now - self._looked
+        afresh = gap > max(self._patience, 2 * period)
+        self._looked = now
+        seen, silent = set(), {}
+        for node, count in counts.items():
+            known = self._counts.get(node)
+            if known is not None and known != count:
+                seen.add(node)
+            fresh = known is None or known != count or afresh
+            silent[node] = 0.0 if fresh else self._silent[node] + min(gap, 2 * period)
+        self._counts, self._silent = dict(counts), silent
+        self._alive = (self._alive | seen) & counts.keys()
+        return seen
+
+    return [(liveness.Silence, "observe", observe)]
+
+
+@mutant("a store that lost acknowledged writes is believed")
+def lost_writes_not_noticed():
+    original: Any = machine.Machine._take
+
+    def take(self, new, token, now):
+        if self.document is not None and new.version < self.document.version:
+            return []
+        return original(self, new, token, now)
+
+    return [
+        (machine.Machine, "_take", take),
+        (document.Document, "follows", lambda *_: True),
+    ]
+
+
+@mutant("a process that slept blames the store", sleepers)
+def sleeper_blames_the_store():
+    return [(driver.Driver, "check", _check_at_once)]
+
+
+def _check_at_once(self):
+    if self.error is not None:
+        raise type(self.error)(*self.error.args)
+    if self._unanswered() > self._patience:
+        raise RendezvousConnectionError("The store has not answered.")
+
+
+@mutant("a node of a run that was lost writes into the new one")
+def old_life_writes_into_the_new():
+    return [(roster.DocumentSession, "attach", lambda *_: None)]
+
+
+@mutant("a node that wakes enters, and beats some time later")
+def woken_node_enters_before_it_beats():
+    original: Any = machine.Machine._on_entered
+
+    def on_entered(self, entered, now):
+        missed = self._missed
+        actions = original(self, entered, now)
+        self._missed = missed
+        return actions
+
+    return [(machine.Machine, "_on_entered", on_entered)]
+
+
+@mutant("of two records of a node the one that arrives later counts")
+def records_in_order_of_arrival():
+    original: Any = leadership.Roster.fold
+
+    def fold(self, ticket, record, now):
+        if record is not None:
+            record = msgspec.structs.replace(record, number=0)
+        original(self, ticket, record, now)
+
+    return [(leadership.Roster, "fold", fold)]
+
+
+@mutant("a store for workers that was offered in vain, as it seemed, is offered to another round")
+def bootstrap_store_offered_twice():
+    return [(machine.Machine, "_master_for", lambda self, _: self._master)]
