@@ -443,7 +443,7 @@ wrong("a_dead_leader_is_replaced", "a new round is due")(BeatsForTheDead)
 wrong("a_zombie_is_fenced", "a new round is due")(BeatsForTheDead)
 
 
-@wrong("a_closed_run_stays_closed", "took longer")
+@wrong("a_closed_run_stays_closed", "has stored something else")
 class CannotClose(MemorySession):
     def swap(self, document, token):
         document = document.replace(b'"closed":true', b'"closed":false')

@@ -21,8 +21,16 @@ def joined(number: int) -> Joined:
     return Joined(run_id="run", node="n0", round=number, at=float(number))
 
 
-def threads() -> list[threading.Thread]:
-    return [each for each in threading.enumerate() if each.name.startswith("rdzv-observer")]
+@pytest.fixture
+def threads():
+    """The observers' threads that have begun in this test."""
+    earlier = set(threading.enumerate())
+
+    def begun() -> list[threading.Thread]:
+        here = set(threading.enumerate()) - earlier
+        return [each for each in here if each.name.startswith("rdzv-observer")]
+
+    return begun
 
 
 def test_an_event_is_a_frozen_record_with_the_time_of_day_for_people():
@@ -44,7 +52,7 @@ def test_every_observer_sees_every_event_in_order():
     assert first == second == events
 
 
-def test_without_observers_nothing_happens_and_no_thread_runs():
+def test_without_observers_nothing_happens_and_no_thread_runs(threads):
     observers = Observers()
     assert not observers.active
     observers.emit(joined(1))
@@ -91,7 +99,7 @@ def test_an_observer_that_blocks_delays_nobody_and_what_it_misses_is_logged(capl
     assert "observer 'blocking' missed 1 events" in caplog.text
 
 
-def test_closing_leaves_a_blocked_observer_behind():
+def test_closing_leaves_a_blocked_observer_behind(threads):
     release = threading.Event()
     blocked = threading.Event()
 
@@ -111,7 +119,7 @@ def test_closing_leaves_a_blocked_observer_behind():
     assert not thread.is_alive()
 
 
-def test_after_closing_nothing_is_told_and_closing_again_does_nothing():
+def test_after_closing_nothing_is_told_and_closing_again_does_nothing(threads):
     seen: list[Event] = []
     observers = Observers([("good", seen.append)])
     observers.emit(joined(0))
@@ -122,7 +130,7 @@ def test_after_closing_nothing_is_told_and_closing_again_does_nothing():
     assert not threads()
 
 
-def test_the_threads_of_dropped_observers_end():
+def test_the_threads_of_dropped_observers_end(threads):
     seen: list[Event] = []
     observers = Observers([("good", seen.append)])
     observers.emit(joined(0))

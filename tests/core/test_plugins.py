@@ -147,6 +147,7 @@ def test_a_name_of_ours_that_is_not_installed_gives_the_command_to_install_it(
     name, distribution, monkeypatch
 ):
     monkeypatch.setattr(plugins, "_find", lambda group: [])
+    monkeypatch.setattr(plugins, "_loaded", {})
     with pytest.raises(UnknownBackendError, match=f"no backend is.*pip install {distribution}$"):
         plugins.load(name)
 

@@ -106,7 +106,8 @@ class Driver:
         self._commands: deque[Stimulus | Callable[[Session], None]] = deque()
         self._outcomes: dict[type[object], object] = {}
         self._stopped = False
-        self._sessions: set[Session] = set()
+        # In order, so that a simulation closes them in the same one every time.
+        self._sessions: dict[Session, None] = {}
         self._masters: dict[Master, object] = {}
         self._unheard: set[Master] = set()
         self._master: object = None
@@ -332,14 +333,14 @@ class Driver:
         if document is not None:
             session.attach(document.epoch)
         with self._changed:
-            self._sessions.add(session)
+            self._sessions[session] = None
             if self._stopped:
                 session.close()
         return session
 
     def _disconnect(self, session: Session) -> None:
         with self._changed:
-            self._sessions.discard(session)
+            self._sessions.pop(session, None)
         session.close()
 
     def _fail(self, error: RendezvousError) -> None:
@@ -440,17 +441,17 @@ class Driver:
         """Do ``actions`` in order; what an answer leads to comes before what is left."""
         left = list(reversed(actions))
         try:
-            while left:
+            # What is stopped goes on with nothing: on a store that never lets a write win, say.
+            while left and not self._stopped:
                 answer = self._do(session, left.pop())
                 if answer is not None:
                     left.extend(reversed(self._on(answer)))
-        except Exception:
+        finally:
             # What needs no store holds whatever has become of the connection: the
             # machine has decided it, and will not say so twice.
             for action in reversed(left):
                 if isinstance(action, FACTS):
                     self._report(action)
-            raise
 
     def _do(self, session: Session, action: Action) -> Stimulus | None:
         perform = PERFORM.get(type(action))

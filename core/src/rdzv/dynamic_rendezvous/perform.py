@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..errors import RendezvousStateError
 from .document import Assigned, Document, Member, Record, decode, encode
 from .leadership import Roster
 from .messages import (
@@ -58,7 +59,14 @@ def _read(session: Session, action: Read, machine: Machine) -> Stimulus:
 
 def _swap(session: Session, action: SwapDocument, machine: Machine) -> Stimulus:
     swap = session.swap(encode(action.document), action.token)
-    return Swapped(swap.won, _decode_document(swap.document, swap.token), swap.token)
+    stored = _decode_document(swap.document, swap.token)
+    if swap.won and stored != action.document:
+        # Going on from it would be to write the same again and again.
+        raise RendezvousStateError(
+            f"The backend says that it has stored version {action.document.version} of the run's "
+            f"document, and has stored something else (version {stored.version})."
+        )
+    return Swapped(swap.won, stored, swap.token)
 
 
 def _attach(session: Session, action: Attach, machine: Machine) -> None:

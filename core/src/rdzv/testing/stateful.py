@@ -370,6 +370,7 @@ class _SessionRules(RuleBasedStateMachine):
             model.pieces.get(nonce, {}).pop(name, None)
         # Writes need not be answered, but hold before whatever this session does next.
         assert session.records(0) == model.after(0)
+        self.fetch(client, nonce)
 
     # ------------------------------------------------------------ beats
 

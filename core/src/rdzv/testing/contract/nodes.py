@@ -164,8 +164,9 @@ class LocalNode(Node):
 
     def _end(self) -> None:
         self._gate.open.set()
+        leaving = background(self.handler.leave)  # type: ignore[attr-defined]  # the dynamic handler's
         if not self._gate.dead:
-            self.handler.leave()  # type: ignore[attr-defined]  # the dynamic handler's
+            leaving.result()
 
     def join(self) -> Call[Place]:
         def joining() -> Place:
