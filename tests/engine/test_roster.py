@@ -213,6 +213,26 @@ def test_a_wait_for_records_is_not_ended_by_those_of_another_life(backend):
 # ---------------------------------------------------------------- old reads, and lost writes
 
 
+class SendsTwice(MemoryBackend):
+    """Its library sends the first write again, since the answer was lost, after another's."""
+
+    sent = 0
+
+    def set_state(self, state, token=None):
+        self.sent += 1
+        if self.sent == 1:
+            super().set_state(state, token)
+            session(MemoryBackend(self.memory)).beat(1)
+        return super().set_state(state, token)
+
+
+def test_a_record_whose_write_was_sent_twice_has_one_ticket(backend):
+    session(backend).swap(b"a document", None)
+    entering, other = session(SendsTwice(backend.memory)), session(backend)
+    assert entering.enter(b'{"id": "one"}') == 1
+    assert other.records(0) == [(1, b'{"id": "one"}')]
+
+
 class StaleBackend(MemoryBackend):
     """Reads what was there some writes ago; a write is always on top of what there is."""
 

@@ -228,9 +228,19 @@ class DocumentSession(Session):
     # ------------------------------------------------------------ the roster
 
     def enter(self, record: bytes) -> int:
+        text = record.decode()
+
+        tried: set[int] = set()
+
         def change(roster: _Roster) -> int:
+            # A write that a client library sent twice can have taken effect, be followed by
+            # another's, and be said to have lost: each record has a name of its own.
+            for ticket in tried:
+                if roster.records.get(ticket) == text:
+                    return ticket
             roster.tail += 1
-            roster.records[roster.tail] = record.decode()
+            roster.records[roster.tail] = text
+            tried.add(roster.tail)
             return roster.tail
 
         return self._change_roster(change)
