@@ -28,6 +28,7 @@ from rdzv.dynamic_rendezvous.messages import (
     Refusal,
     Refused,
     SwapDocument,
+    Swapped,
     TookOver,
     Withdraw,
     Withdrawn,
@@ -1045,3 +1046,40 @@ def test_what_a_round_left_behind_is_freed_after_the_next():
     assert set(world.pieces) == {world.document.nonce}
     assert [t for t, record in world.log.items() if record] == []
     assert Forget.__name__ in world.leader.requests
+
+
+# ---------------------------------------------------------------- a backend that is wrong
+
+
+def refuse_swaps(world: World, times: int) -> list[SwapDocument]:
+    """Have the store refuse to replace a document that nobody has touched, some times."""
+    refused: list[SwapDocument] = []
+    perform = world.perform
+
+    def refusing(node, action):
+        replaces = isinstance(action, SwapDocument) and action.token is not None
+        if replaces and len(refused) < times:
+            refused.append(action)
+            return Swapped(False, world.document, world.version)
+        return perform(node, action)
+
+    world.perform = refusing
+    return refused
+
+
+def test_a_backend_that_never_lets_a_write_win_is_named_and_not_asked_for_ever():
+    world = formed(2, 2, 3)
+    refused = refuse_swaps(world, 1000)
+    newcomer = world.add()
+    with pytest.raises(RendezvousStateError, match="its compare-and-set does not work"):
+        world.join(newcomer)
+    assert len(refused) == 11
+
+
+def test_a_write_that_was_refused_for_nothing_a_few_times_is_tried_again():
+    world = formed(2, 2, 3)
+    refused = refuse_swaps(world, 10)
+    world.join(world.add())
+    rejoin(world)
+    assert len(refused) == 10
+    assert members(world) == [0, 1, 2]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rdzv import RendezvousConnectionError, RendezvousStateError
 from rdzv.dynamic_rendezvous.backend import MAX_STATE_BYTES, WatchingBackend
 from rdzv.dynamic_rendezvous.roster import DocumentSession
+from rdzv.dynamic_rendezvous.runtime import Runtime
 
 from .memory import Memory, MemoryBackend
 
@@ -231,6 +232,53 @@ def test_a_record_whose_write_was_sent_twice_has_one_ticket(backend):
     entering, other = session(SendsTwice(backend.memory)), session(backend)
     assert entering.enter(b'{"id": "one"}') == 1
     assert other.records(0) == [(1, b'{"id": "one"}')]
+
+
+class Busy(Runtime):
+    """Others write whenever this node pauses."""
+
+    def __init__(self, others: DocumentSession) -> None:
+        self.others = others
+        self.pauses = 0
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses += 1
+        assert self.pauses < 20, "it loses to whoever writes while it pauses, every time"
+        self.others.beat(1)
+
+
+class LosesAtFirst(MemoryBackend):
+    """Another is just ahead of its first two writes."""
+
+    attempts = 0
+
+    def set_state(self, state, token=None):
+        self.attempts += 1
+        if self.attempts <= 2:
+            session(MemoryBackend(self.memory)).beat(1)
+        return super().set_state(state, token)
+
+
+def test_a_writer_that_has_paused_goes_on_from_what_there_is_then(backend):
+    others = session(backend)
+    others.swap(b"a document", None)
+    runtime = Busy(others)
+    one = DocumentSession(LosesAtFirst(backend.memory), threading.Lock(), runtime)
+    assert one.enter(b'{"id": "one"}') == 1
+    assert runtime.pauses == 1
+
+
+class NeverWins(MemoryBackend):
+    def set_state(self, state, token=None):
+        return (*super().get_state(), False)
+
+
+def test_a_write_that_never_wins_ends_when_the_session_is_closed(backend):
+    session(backend).swap(b"a document", None)
+    one = session(NeverWins(backend.memory))
+    threading.Timer(0.05, one.close).start()
+    with pytest.raises(RendezvousConnectionError, match="no longer written"):
+        one.beat(1)
 
 
 class StaleBackend(MemoryBackend):

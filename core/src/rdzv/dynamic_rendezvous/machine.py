@@ -58,6 +58,9 @@ if TYPE_CHECKING:
 __all__ = ["Machine"]
 
 
+_LOST_TO_NOBODY = 10
+"""How often in a row a document may be lost to another that nobody has written."""
+
 _READ_AGAIN = 20.0
 """Seconds after which the document is read although nobody said that it has changed."""
 
@@ -103,6 +106,7 @@ class Machine:
         self._master_round = 0
         """The round that it was offered to, whether it was taken or not."""
         self._opening = False
+        self._lost_to_nobody = 0
         self._closing = False
         self._closing_round: int | None = None
         self._beats = False
@@ -384,6 +388,7 @@ class Machine:
     def _on_swapped(self, swapped: Swapped, now: float) -> list[Action]:
         before = self.document
         actions: list[Action] = []
+        self._check_outcome(swapped)
         if swapped.won and self.leading is not None and before is not None:
             own = self.leading.on_won(before, swapped.document)
             if own is not None and self.phase in (Phase.WAITING, Phase.SPARE):
@@ -392,6 +397,19 @@ class Machine:
                 self._move(Phase.RANKING)
                 return actions + self._ranked(own, now)
         return actions + self._take(swapped.document, swapped.token, now)
+
+    def _check_outcome(self, swapped: Swapped) -> None:
+        if swapped.won or self.document is None or swapped.token != self.token:
+            self._lost_to_nobody = 0
+            return
+        self._lost_to_nobody += 1
+        if self._lost_to_nobody > _LOST_TO_NOBODY:
+            # Trying for ever would keep a processor, and the store, busy for nothing.
+            raise RendezvousStateError(
+                f"The backend has refused to replace version {swapped.document.version} of the "
+                f"run's document {self._lost_to_nobody} times, and shows no other that was "
+                "stored meanwhile: its compare-and-set does not work."
+            )
 
     def _take(self, document: Document, token: Token, now: float) -> list[Action]:
         """The document is now known to be this, or was at some time since."""

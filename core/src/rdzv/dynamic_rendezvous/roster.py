@@ -131,6 +131,7 @@ class DocumentSession(Session):
     def _change(self, change: Callable[[_State], T]) -> T:
         """Apply ``change`` to the state until it is this change that is stored."""
         pause = _FIRST_PAUSE
+        rested = True
         found = self._get()
         while True:
             state, token = found if found is not None else (_State(schema=1, write=""), None)
@@ -148,9 +149,16 @@ class DocumentSession(Session):
                 if stored.write == state.write:
                     self._check_tail(stored)
                     return result
-            self._runtime.sleep(pause * self._runtime.random())
-            pause = min(2 * pause, _LONGEST_PAUSE)
-            found = self._get() if answer is None else (stored, answer[1])
+            if answer is not None and rested:
+                # At once: what it lost to is the newest there is, even where reads are old.
+                found, rested = (stored, answer[1]), False
+            elif self._closed:
+                raise RendezvousConnectionError(f"{self._where} is no longer written: closed.")
+            else:
+                self._runtime.sleep(pause * self._runtime.random())
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                # Who goes on from what there was before the pause loses again, every time.
+                found, rested = self._get(), True
 
     def _check_tail(self, state: _State) -> None:
         """A store that gives a ticket a second time has lost something: begin anew, then."""

@@ -183,15 +183,17 @@ class Checker:
             if state is not None:
                 self._state = decode(_State, state[0], "")
                 document = _document_in(self._state)
-        kept: set[tuple[str, int]] = set()
-        if self._state is not None:
-            kept = {(e, t) for e, roster in self._state.rosters.items() for t in roster.records}
-        elif self.server is not None:
-            kept = {(key[1], key[2]) for key in self.server.data if key[0] == "record"}
         for epoch, run in self._runs.items():
-            run.records = {t: r for t, r in run.records.items() if (epoch, t) in kept}
+            run.records = {t: r for t, r in run.records.items() if self._is_kept(epoch, t)}
             same = document is not None and run is self._runs.get(document.epoch)
             run.document = document if same else None
+
+    def _is_kept(self, epoch: str, ticket: int) -> bool:
+        """Whether the store knows of a record: one that it was told to forget was there."""
+        if self._state is not None:
+            roster = self._state.rosters.get(epoch, _Roster())
+            return ticket <= roster.freed or ticket in roster.records
+        return self.server is not None and ("record", epoch, ticket) in self.server.data
 
     def _run_of(self, epoch: str) -> _Run:
         return self._runs.setdefault(epoch, _Run())
