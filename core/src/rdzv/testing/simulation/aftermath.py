@@ -93,7 +93,7 @@ class Aftermath:
         self._finish()
 
     def _calm_down(self) -> None:
-        """Wait until the leader no longer thinks that anybody is dead who is not."""
+        """Wait until the leader takes for dead who is, and nobody else."""
         scenario = self.scenario
         self.hub.run(self.hub.now + 2 * scenario.interval + 2 * scenario.lag)
         self.world.wait(lambda: not self._misjudged(), 2 * scenario.detection)
@@ -103,8 +103,10 @@ class Aftermath:
         for agent in self.world.living():
             leading = agent.handler and agent.machine.leading
             if leading:
-                lost = {entry.node for entry in leading.roster.those(Standing.LOST)}
-                return bool(lost & alive)
+                roster = leading.roster
+                lost = {entry.node for entry in roster.those(Standing.LOST)}
+                there = roster.those(Standing.HERE, Standing.BACK, Standing.NEW)
+                return bool(lost & alive) or not {entry.node for entry in there} <= alive
         return True
 
     def _settle(self) -> bool:
