@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 from torch.distributed import TCPStore
@@ -12,9 +13,13 @@ from torch.distributed import TCPStore
 from rdzv.cli import conformance
 from rdzv.testing import report
 from rdzv.testing.contract import BackendContract
+from rdzv.testing.contract.harness import background
+from rdzv.testing.contract.nodes import Gate
 from rdzv.testing.report import Outcome
 
 pytest_plugins = ["pytester"]
+
+LIMIT = 60.0
 
 HEAD = """
 import pytest
@@ -410,3 +415,30 @@ def test_the_command_and_the_kit_are_loaded_by_nothing_else():
     names = set(loaded.stdout.split())
     assert not {name for name in names if name.startswith(("rdzv.testing", "rdzv.cli"))}
     assert not {"typer", "rich", "pytest"} & names
+
+
+def test_a_node_comes_to_rest_between_two_calls_and_not_in_one():
+    gate, inside, go_on = Gate(), threading.Event(), threading.Event()
+    order = []
+
+    def call():
+        inside.set()
+        go_on.wait(LIMIT)
+        order.append("call")
+
+    calling = background(gate.around(call, waits=False))
+    assert inside.wait(LIMIT)
+
+    def rest():
+        gate.come_to_rest()
+        order.append("rest")
+
+    resting = background(rest)
+    go_on.set()
+    resting.result(LIMIT)
+    assert order == ["call", "rest"]
+    later = background(gate.around(lambda: order.append("later"), waits=False))
+    gate.open()
+    for each in (calling, later):
+        each.result(LIMIT)
+    assert order == ["call", "rest", "later"]

@@ -83,27 +83,54 @@ class Node(ABC):
         """Let it go on."""
 
 
-class _Gate:
+class Gate:
     """Where all calls of a node to its backend pass: closed while the node is paused."""
 
     def __init__(self) -> None:
-        self.open = threading.Event()
-        self.open.set()
         self.dead = False
+        self._closed = False
+        self._inside = 0
+        self._changed = threading.Condition()
 
-    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
+    def around(self, call: Callable[..., Any], *, waits: bool) -> Callable[..., Any]:
+        """``call``, which begins and returns only while the gate is open."""
+
         def passing(*args: Any, **kwargs: Any) -> Any:
-            self._pass()
-            answer = call(*args, **kwargs)
-            self._pass()
+            self._pass(0 if waits else 1)
+            try:
+                answer = call(*args, **kwargs)
+            finally:
+                self._pass(0 if waits else -1)
             return answer
 
         return passing
 
-    def _pass(self) -> None:
-        self.open.wait()
-        if self.dead:
-            raise RendezvousConnectionError("This node was killed by the test.")
+    def open(self) -> None:
+        """Let calls pass."""
+        with self._changed:
+            self._closed = False
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let none begin, and none return."""
+        self._closed = True
+
+    def come_to_rest(self) -> None:
+        """Let none begin, and wait until none but those that only wait is under way."""
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: self._inside == 0)
+
+    def _pass(self, step: int) -> None:
+        with self._changed:
+            if step < 0:
+                self._inside += step
+                self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._closed)
+            if self.dead:
+                raise RendezvousConnectionError("This node was killed by the test.")
+            if step > 0:
+                self._inside += step
 
 
 _SESSION = [
@@ -122,23 +149,27 @@ _SESSION = [
 ]
 
 
-def _gate(backend: RendezvousBackend, gate: _Gate) -> None:
+def put_behind(gate: Gate, backend: RendezvousBackend) -> None:
     """Have all calls of one backend object pass a gate."""
-    names = ["get_state", "set_state"]
+
+    def cover(instance: object, names: list[str]) -> None:
+        for name in names:
+            waits = name.startswith("wait")
+            setattr(instance, name, gate.around(getattr(instance, name), waits=waits))
+
+    cover(backend, ["get_state", "set_state"])
     if isinstance(backend, WatchingBackend):
-        names.append("wait_state")
-    for name in names:
-        setattr(backend, name, gate.around(getattr(backend, name)))
+        cover(backend, ["wait_state"])
     if isinstance(backend, SessionBackend):
         opens = backend.open_session
 
         def open_session() -> Any:
             session = opens()
-            for name in _SESSION:
-                setattr(session, name, gate.around(getattr(session, name)))
+            cover(session, _SESSION)
             return session
 
-        setattr(backend, "open_session", gate.around(open_session))  # noqa: B010 - as above
+        backend.open_session = open_session  # type: ignore[method-assign]
+        cover(backend, ["open_session"])
 
 
 class LocalNode(Node):
@@ -155,15 +186,15 @@ class LocalNode(Node):
         given = {"join_timeout": run.limit, **_SETTINGS, **settings}
         params = run.deployment.parameters(run.id, low, high, **given)
         self._run = run
-        self._gate = _Gate()
+        self._gate = Gate()
         self.store: Store | None = None
         backend, shared = run.soon(lambda: run.deployment.create(params), "making a client")
-        _gate(backend, self._gate)
+        put_behind(self._gate, backend)
         self.handler: RendezvousHandler = create_handler(shared, backend, params)
         run.at_end(self._end)
 
     def _end(self) -> None:
-        self._gate.open.set()
+        self._gate.open()
         leaving = background(self.handler.leave)  # type: ignore[attr-defined]  # the dynamic handler's
         if not self._gate.dead:
             leaving.result()
@@ -195,10 +226,10 @@ class LocalNode(Node):
         self._gate.dead = True
 
     def pause(self) -> None:
-        self._gate.open.clear()
+        self._gate.close()
 
     def wake(self) -> None:
-        self._gate.open.set()
+        self._gate.open()
 
     def heard(self, kind: type[events.Event]) -> list[events.Event]:
         """The events of this kind that this node has told observers of."""
@@ -220,6 +251,7 @@ class _OtherNode(Node):
     def __init__(self, run: Run, low: int, high: int, **settings: Any) -> None:
         given = {"join_timeout": run.limit, **_SETTINGS, **settings}
         params = run.deployment.parameters(run.id, low, high, **given)
+        self._run = run
         self._lock = threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "rdzv.testing.contract.child"],
@@ -274,10 +306,14 @@ class _OtherNode(Node):
                     pipe.close()
 
     def pause(self) -> None:
+        # Between two calls: what a process holds that stops in the middle of one, a lock on a
+        # file, say, is not what is tested.
+        self._run.soon(lambda: self._ask("rest"), "coming to rest")
         self._process.send_signal(signal.SIGSTOP)
 
     def wake(self) -> None:
         self._process.send_signal(signal.SIGCONT)
+        self._run.soon(lambda: self._ask("go on"), "waking")
 
 
 def node(run: Run, low: int, high: int, **settings: Any) -> LocalNode:
