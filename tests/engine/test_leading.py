@@ -174,6 +174,16 @@ def test_a_spare_that_outlives_the_leader_takes_its_place_once_it_was_seen_to_be
     assert members(world) == [1, 2]
 
 
+def test_a_leader_that_had_entered_behind_a_hole_is_lost_as_soon_as_it_is_replaced():
+    world = World(3, 2, 3)
+    world.tail += 1
+    world.join()
+    world.nodes[0].kill()
+    while not world.nodes[1].told(TookOver):
+        world.advance(0.1)
+    assert [lost.node.node for lost in world.nodes[1].told(Lost)] == ["node0"]
+
+
 @pytest.mark.parametrize("along", [1, 8])
 def test_a_new_leader_completes_no_round_without_those_of_whom_it_will_hear_yet(along):
     world = World(0, 3, 6, last_call=0.01, along=along)

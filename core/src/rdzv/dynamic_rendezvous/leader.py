@@ -144,6 +144,11 @@ class Leading:
             return []
         self.roster.load(read.members, document.upto)
         self._pieces = [member.ticket for member in read.members if member.rank >= 0]
+        for member in read.members:
+            if member.record.node in self._dead:
+                # It may have entered behind a hole, and so above what is complete.
+                known = max(document.upto, member.ticket)
+                self._known_upto.setdefault(member.record.node, known)
         return self._synchronised(document.upto)
 
     def _synchronised(self, upto: int) -> list[Action]:
