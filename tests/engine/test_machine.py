@@ -1083,3 +1083,29 @@ def test_a_write_that_was_refused_for_nothing_a_few_times_is_tried_again():
     rejoin(world)
     assert len(refused) == 10
     assert members(world) == [0, 1, 2]
+
+
+def test_a_round_after_a_failover_is_numbered_above_all_that_may_have_been_lost():
+    world = formed(2, 2, 3)
+    perform = world.perform
+    told: set[int] = set()
+
+    def failed_over(node, action):
+        if isinstance(action, SwapDocument) and action.token is not None:
+            known = node.number in told
+            told.add(node.number)
+            answer = perform(node, action) if known else None
+            won, document = (answer.won, answer.document) if answer else (False, world.document)
+            return Swapped(won, document, world.version, failovers=3)
+        return perform(node, action)
+
+    world.perform = failed_over
+    world.join(world.add())
+    rejoin(world)
+    assert members(world) == [0, 1, 2]
+    assert world.document.round == 3_000_001
+    world.nodes[2].tell(Leave())
+    world.settle()
+    rejoin(world)
+    world.advance(world.settings.last_call + 0.1)
+    assert world.document.round == 3_000_002

@@ -454,6 +454,11 @@ def lost_writes_not_noticed():
     ]
 
 
+@mutant("the round after a failover has the number of the one that was lost")
+def rounds_not_numbered_above_the_lost():
+    return [(document.Document, "next_round", lambda self, _: self.round + 1)]
+
+
 @mutant("a process that slept blames the store", sleepers)
 def sleeper_blames_the_store():
     return [(driver.Driver, "check", _check_at_once)]

@@ -97,6 +97,12 @@ class Swap:
     won: bool
     document: bytes
     token: Token
+    failovers: int = 0
+    """How often the store may have lost acknowledged writes of this run since it began.
+
+    A session of a store that can fail over refuses the first swap after each, and says so by
+    this number: the rounds that follow are numbered above all that may have been lost.
+    """
 
 
 class Session(ABC):

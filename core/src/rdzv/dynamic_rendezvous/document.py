@@ -14,6 +14,7 @@ from ..errors import RendezvousStateError
 from .backend import MAX_STATE_BYTES
 
 __all__ = [
+    "ROUNDS_BETWEEN_FAILOVERS",
     "SCHEMA",
     "Assigned",
     "Change",
@@ -27,6 +28,9 @@ __all__ = [
 ]
 
 SCHEMA = 1
+
+ROUNDS_BETWEEN_FAILOVERS = 10**6
+"""No store loses as many rounds as this in a failover."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Nodes = Annotated[int, msgspec.Meta(ge=1, le=10**6)]
@@ -105,6 +109,14 @@ class Document(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.round == before.round:
             return self.nonce == before.nonce and self.closed >= before.closed
         return self.round > before.round and not before.closed
+
+    def next_round(self, failovers: int) -> int:
+        """The number of the next round, above those that ``failovers`` of the store may have lost.
+
+        Two groups of nodes could hold the same number otherwise: those that knew of a round
+        before it was lost, and those of another that is formed in its place.
+        """
+        return max(self.round, failovers * ROUNDS_BETWEEN_FAILOVERS) + 1
 
     @property
     def full(self) -> bool:

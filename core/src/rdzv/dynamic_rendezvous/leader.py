@@ -286,6 +286,7 @@ class Leading:
         *,
         fresh: bool,
         master: Master | None,
+        number: int,
     ) -> list[Action]:
         """Do what has to be done now.
 
@@ -296,6 +297,7 @@ class Leading:
             fresh: Whether the log has just been read. A round completes only on
                 a last look at it.
             master: A store for the workers that this node has ready.
+            number: What the next round is called.
         """
         if not self._synced:
             return []
@@ -320,7 +322,7 @@ class Leading:
             return [SwapDocument(amend(document, self._new_id(), change=decision.change), token)]
         if not fresh:
             return [ReadLog(self.roster.complete_upto)]
-        return self._complete(document, token, decision, master)
+        return self._complete(document, token, decision, master, number)
 
     def _awaits_proof(self, decision: Complete, document: Document, now: float) -> bool:
         """Whether one of whom it is not yet known that it lives would be in the round as well."""
@@ -340,7 +342,12 @@ class Leading:
         return term
 
     def _complete(
-        self, document: Document, token: Token, decision: Complete, master: Master | None
+        self,
+        document: Document,
+        token: Token,
+        decision: Complete,
+        master: Master | None,
+        number: int,
     ) -> list[Action]:
         nonce = self._new_id()
         own = next((r for r, e in enumerate(decision.entries) if e.node == self._me), -1)
@@ -364,7 +371,7 @@ class Leading:
                 amend(
                     document,
                     self._new_id(),
-                    round=document.round + 1,
+                    round=number,
                     nonce=nonce,
                     size=len(decision.entries),
                     upto=self.roster.complete_upto,

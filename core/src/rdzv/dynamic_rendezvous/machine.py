@@ -107,6 +107,8 @@ class Machine:
         """The round that it was offered to, whether it was taken or not."""
         self._opening = False
         self._lost_to_nobody = 0
+        self._failovers = 0
+        """How often the store may have lost acknowledged writes, as far as this node knows."""
         self._closing = False
         self._closing_round: int | None = None
         self._beats = False
@@ -389,6 +391,7 @@ class Machine:
         before = self.document
         actions: list[Action] = []
         self._check_outcome(swapped)
+        self._failovers = max(self._failovers, swapped.failovers)
         if swapped.won and self.leading is not None and before is not None:
             own = self.leading.on_won(before, swapped.document)
             if own is not None and self.phase in (Phase.WAITING, Phase.SPARE):
@@ -399,7 +402,8 @@ class Machine:
         return actions + self._take(swapped.document, swapped.token, now)
 
     def _check_outcome(self, swapped: Swapped) -> None:
-        if swapped.won or self.document is None or swapped.token != self.token:
+        told_of_failover = swapped.failovers > self._failovers
+        if swapped.won or told_of_failover or self.document is None or swapped.token != self.token:
             self._lost_to_nobody = 0
             return
         self._lost_to_nobody += 1
@@ -632,13 +636,16 @@ class Machine:
         if self._lacks_master(document) and self._wants_master():
             return [OpenMaster()]
         if leads and self.leading is not None:
-            master = self._master_for(document.round + 1)
-            actions = self.leading.pursue(document, self.token, now, fresh=fresh, master=master)
+            number = document.next_round(self._failovers)
+            master = self._master_for(number)
+            actions = self.leading.pursue(
+                document, self.token, now, fresh=fresh, master=master, number=number
+            )
             if master is not None and any(
                 isinstance(action, SwapDocument) and action.document.master == master
                 for action in actions
             ):
-                self._master_round = document.round + 1
+                self._master_round = number
             return actions
         return []
 
@@ -694,7 +701,7 @@ class Machine:
         elif now - self._beaten > self._longest_silence():
             # Nobody may go on counting after the record has come.
             actions = [*self._beat_at_once(now), *actions]
-        self._master_for(document.round + 1)
+        self._master_for(document.next_round(self._failovers))
         if self._wants_master():
             actions.insert(0, OpenMaster())
         return actions

@@ -80,6 +80,7 @@ class Swapped:
     won: bool
     document: Document
     token: Token
+    failovers: int = 0
 
 
 @dataclass(frozen=True)

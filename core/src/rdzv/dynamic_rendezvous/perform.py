@@ -58,15 +58,21 @@ def _read(session: Session, action: Read, machine: Machine) -> Stimulus:
 
 
 def _swap(session: Session, action: SwapDocument, machine: Machine) -> Stimulus:
-    swap = session.swap(encode(action.document), action.token)
+    data = encode(action.document)
+    swap = session.swap(data, action.token)
     stored = _decode_document(swap.document, swap.token)
+    refused = not swap.won and swap.failovers > 0 and swap.token == action.token
+    if refused and stored.round == action.document.round:
+        # For a failover, and by nobody else's write. Only a round would need another number.
+        swap = session.swap(data, action.token)
+        stored = _decode_document(swap.document, swap.token)
     if swap.won and stored != action.document:
         # Going on from it would be to write the same again and again.
         raise RendezvousStateError(
             f"The backend says that it has stored version {action.document.version} of the run's "
             f"document, and has stored something else (version {stored.version})."
         )
-    return Swapped(swap.won, stored, swap.token)
+    return Swapped(swap.won, stored, swap.token, swap.failovers)
 
 
 def _attach(session: Session, action: Attach, machine: Machine) -> None:

@@ -57,6 +57,8 @@ class NativeSession(Session):
         self._offer = offer
         self._process: Process = connection.process
         self._epoch = ""
+        self._losses = 0
+        """Of which it has told."""
 
     # ------------------------------------------------------------ the document
 
@@ -89,7 +91,9 @@ class NativeSession(Session):
         def replace() -> Any:
             found = server.get("document")
             version = 0 if found is None else found[1]
-            if version == expected:
+            told = found is None or self._losses == server.losses
+            self._losses = server.losses
+            if version == expected and told:
                 server.writer = connection.process
                 server.put("document", (document, version + 1))
                 found = server.get("document")
@@ -102,7 +106,7 @@ class NativeSession(Session):
         if found is None:
             raise RendezvousStateError("The store no longer knows this run.")
         self._received(None if won else found[0])
-        return Swap(won, *found)
+        return Swap(won, *found, failovers=self._losses)
 
     def wait(self, token: Token, timeout: float) -> tuple[bytes, Token] | None:
         server = self._server

@@ -45,6 +45,8 @@ class Server:
         self.writer: Process | None = None
         """Whose compare-and-set has last taken effect."""
         self.connections: list[Connection] = []
+        self.losses = 0
+        """How often it has come back with less than it had."""
         self.down_until = 0.0
         self.frozen_until = 0.0
         self.slow_until = 0.0
@@ -75,6 +77,7 @@ class Server:
             self.size = 0
             self.on_loss()
         elif self.kind is Kind.LOSING:
+            self.losses += 1
             self._roll_back()
             self.on_loss()
 
