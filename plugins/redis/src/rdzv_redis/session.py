@@ -1,0 +1,395 @@
+"""A session on a Redis server: document, log, beats and pieces, each a hash of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from redis.cluster import RedisCluster
+from redis.exceptions import RedisError
+
+from rdzv.dynamic_rendezvous.backend import MAX_STATE_BYTES, Session, Swap, Token
+from rdzv.errors import RendezvousConnectionError, RendezvousStateError, torch_compatible
+
+from . import scripts
+from .errors import call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from .connect import Client
+
+__all__ = ["Document", "RedisSession", "Run"]
+
+_MANY = 4096
+"""Records in one answer, at most."""
+
+_SLICE = 1000
+"""Fields in one command that writes, at most."""
+
+_ALONG = 8
+"""Slots whose counters come along with one another's beats."""
+
+_RENEWALS = 8
+"""How often a time to live is renewed before it is over."""
+
+_QUIET = 10.0
+"""Seconds without a message after which the server is asked whether it is still there."""
+
+
+class Run:
+    """A run on a server: the names of its keys, and the scripts.
+
+    Args:
+        client: Reaches the server.
+        run_id: The run.
+        where: Which server it is, for errors.
+        prefix: What all keys begin with; has no braces.
+        ttl: How long keys live that nobody renews (seconds).
+        wait_replicas: How many replicas have to confirm a write of the document.
+        confirm_within: Within which they have to (seconds).
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        run_id: str,
+        where: str,
+        *,
+        prefix: str = "rdzv",
+        ttl: float = 7200.0,
+        wait_replicas: int = 0,
+        confirm_within: float = 5.0,
+    ) -> None:
+        # What redis-py says of its own types covers text and asynchronous clients as well.
+        self.client: Any = client
+        self.where = where
+        self.ttl = ttl
+        self.wait_replicas = wait_replicas
+        self.confirm_within = confirm_within
+        self.key = self.names(run_id, prefix)
+        register: Callable[[str], Any] = self.client.register_script
+        self.read = register(scripts.READ)
+        self.swap = register(scripts.SWAP)
+        self.enter = register(scripts.ENTER)
+        self.records = register(scripts.RECORDS)
+        self.beat = register(scripts.BEAT)
+        self.fetch = register(scripts.FETCH)
+        self.forget = register(scripts.FORGET)
+
+    @staticmethod
+    def names(run_id: str, prefix: str) -> Callable[..., str]:
+        """What makes the key, or the channel, of a name in the run."""
+        # The braces choose the slot of a Cluster; what is in them must not end early.
+        root = f"{prefix}:{{{quote(run_id, safe='')}}}"
+        return lambda *names: ":".join((root, *names))
+
+    @property
+    def ttl_ms(self) -> int:
+        """The time to live in milliseconds."""
+        return max(1, round(self.ttl * 1000))
+
+    def probe(self) -> None:
+        """See whether the user may do all that a run needs; raises where it may not."""
+        probe = self.client.register_script(scripts.PROBE)
+        call(self.where, lambda: probe(keys=[self.key("probe")], args=[self.key("probe")]))
+
+
+class Document:
+    """A value with compare-and-set, and a token that names one write of it and never returns."""
+
+    def __init__(self, run: Run, name: str, *, channel: str = "") -> None:
+        self._run = run
+        self._key = run.key(name)
+        self._channel = channel
+        self.failovers: int | None = None
+        """How many failovers its readers know of; ``None``: they do not ask."""
+
+    def read(self) -> tuple[bytes, str] | None:
+        """The value and its token."""
+        run = self._run
+        found: list[bytes] = call(run.where, lambda: run.read(keys=[self._key]))
+        return (found[1], found[0].decode(errors="replace")) if found else None
+
+    def swap(self, value: bytes, token: Token | None) -> tuple[bool, bytes, str] | None:
+        """Replace it; whether it was this call, and what is stored now, if anything is."""
+        run = self._run
+        if len(value) > MAX_STATE_BYTES:
+            raise torch_compatible(RendezvousStateError)(
+                f"A state of {len(value)} bytes is more than the {MAX_STATE_BYTES} that are read."
+            )
+        known = "" if self.failovers is None else self.failovers
+        # A token that is none of ours names nothing that is stored.
+        expected = "" if token is None else token if isinstance(token, str) and token else "-"
+        args = [expected, secrets.token_hex(8), value, known, run.ttl_ms, self._channel]
+        found: list[Any] = call(run.where, lambda: run.swap(keys=[self._key], args=args))
+        if not found:
+            return None
+        won, stored, text, failovers = found
+        if self.failovers is not None:
+            self.failovers = int(failovers)
+        if won and run.wait_replicas:
+            self._confirm()
+        return bool(won), text, stored.decode(errors="replace")
+
+    def _confirm(self) -> None:
+        """Wait until replicas have what was written: only then does it outlive the master."""
+        run = self._run
+
+        def wait() -> int:
+            client = run.client
+            if isinstance(client, RedisCluster):
+                client = client.get_redis_connection(client.get_node_from_key(self._key))
+            # What counts is the last write of a connection, so that it takes one more on the same.
+            with client.pipeline(transaction=False) as pipeline:
+                pipeline.pexpire(self._key, run.ttl_ms)
+                pipeline.wait(run.wait_replicas, round(run.confirm_within * 1000))
+                return int(pipeline.execute()[1])
+
+        confirmed = call(run.where, wait)
+        if confirmed < run.wait_replicas:
+            raise torch_compatible(RendezvousConnectionError)(
+                f"{confirmed} of {run.wait_replicas} replicas of the Redis server at {run.where} "
+                f"have confirmed a change within {run.confirm_within:g} s: it could be lost with "
+                "the server."
+            )
+
+
+class _Listener:
+    """Messages of one channel, over a connection of its own."""
+
+    def __init__(self, run: Run, channel: str) -> None:
+        self.channel = channel
+        self._run = run
+        self._pubsub: Any = call(run.where, self._subscribe)
+
+    def _subscribe(self) -> Any:
+        pubsub = self._run.client.pubsub()
+        pubsub.subscribe(self.channel)
+        return pubsub
+
+    def messages(self, timeout: float) -> Iterator[bytes | None]:
+        """Messages as they come, for ``timeout`` seconds.
+
+        ``None`` says that some may have been missed: the connection is new.
+        """
+        until = time.monotonic() + timeout
+        asked = False
+        quiet_since = time.monotonic()
+        while True:
+            now = time.monotonic()
+            left = until - now
+            patience = self._run.confirm_within if asked else _QUIET
+            slice_ = min(left, quiet_since + patience - now)
+            message = self._next(max(0.0, slice_))
+            if message is not None:
+                asked, quiet_since = False, time.monotonic()
+                if message["type"] in ("message", "smessage"):
+                    yield bytes(message["data"])
+                elif message["type"] in ("subscribe", "ssubscribe"):
+                    yield None
+            elif time.monotonic() >= until:
+                return
+            elif asked:
+                raise torch_compatible(RendezvousConnectionError)(
+                    f"The Redis server at {self._run.where} does not answer any more."
+                )
+            else:
+                call(self._run.where, self._pubsub.ping)
+                asked, quiet_since = True, time.monotonic()
+
+    def _next(self, timeout: float) -> Any:
+        return call(self._run.where, lambda: self._pubsub.get_message(timeout=timeout))
+
+    def close(self) -> None:
+        """End a wait in another thread, too."""
+        connection = self._pubsub.connection
+        if connection is not None:
+            with contextlib.suppress(RedisError, OSError, ValueError):
+                connection.disconnect()
+
+
+class RedisSession(Session):
+    """One node's way to a run on a server.
+
+    Commands go over the client's connections; what is pushed, over one of its own.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._news = run.key("news")
+        self._document = Document(run, "document", channel=self._news)
+        self._document.failovers = 0
+        self._epoch = ""
+        self._listeners: dict[str, _Listener] = {}
+        self._told: tuple[bytes, str] = b"", ""
+        """The newest document of which it was told."""
+        self._arrived = 0
+        """The newest ticket of which it was told."""
+        self._renewed = 0.0
+        self._closed = False
+
+    def _key(self, name: str) -> str:
+        return self._run.key(self._epoch, name)
+
+    # ------------------------------------------------------------ the document
+
+    def read(self, known: Token | None) -> tuple[bytes, Token] | None:  # noqa: ARG002 - a master's
+        return self._document.read()
+
+    def swap(self, document: bytes, token: Token | None) -> Swap:
+        found = self._document.swap(document, token)
+        if found is None:
+            raise torch_compatible(RendezvousStateError)(
+                f"The document of the run has vanished from the Redis server at {self._run.where}: "
+                "it was restarted or failed over without its data, or the run's time to live was "
+                "over. Start the job again on all nodes."
+            )
+        return Swap(*found, failovers=self._document.failovers or 0)
+
+    def wait(self, token: Token, timeout: float) -> tuple[bytes, Token] | None:
+        until = time.monotonic() + timeout
+        listener, new = self._listen(self._news)
+        if new:
+            # What was said before it listened is not said again.
+            self._told = self._document.read() or self._told
+        if self._is_news(token):
+            return self._told
+        for message in listener.messages(until - time.monotonic()):
+            if message is None:
+                self._told = self._document.read() or self._told
+            else:
+                told, _, text = message.partition(b" ")
+                self._told = text, told.decode(errors="replace")
+            if self._is_news(token):
+                return self._told
+        return None
+
+    def _is_news(self, token: Token) -> bool:
+        # Versions of which this node has learnt by another way may still be under way here.
+        return _version(self._told[1]) > _version(token)
+
+    def _listen(self, channel: str) -> tuple[_Listener, bool]:
+        listener = self._listeners.get(channel)
+        if listener is not None:
+            return listener, False
+        listener = _Listener(self._run, channel)
+        self._listeners[channel] = listener
+        if self._closed:
+            listener.close()
+        # It has to be in effect before anything is looked at: wait for the answer.
+        for _ in listener.messages(self._run.confirm_within):
+            return listener, True
+        raise torch_compatible(RendezvousConnectionError)(
+            f"The Redis server at {self._run.where} does not answer."
+        )
+
+    def attach(self, epoch: str) -> None:
+        if epoch != self._epoch:
+            self._epoch, self._renewed = epoch, 0.0
+
+    # ------------------------------------------------------------ the roster
+
+    def enter(self, record: bytes) -> int:
+        run = self._run
+        keys = [self._key("log"), self._key("tickets")]
+        args = [secrets.token_hex(scripts.NAME // 2), record, run.ttl_ms, self._key("arrivals")]
+        return int(call(run.where, lambda: run.enter(keys=keys, args=args)))
+
+    def records(self, after: int) -> list[tuple[int, bytes | None]]:
+        run = self._run
+        found = call(run.where, lambda: run.records(keys=[self._key("log")], args=[after, _MANY]))
+        # A ticket and its record are one write: one without a record was forgotten.
+        return [
+            (after + 1 + n, b"-" if r is None else r[scripts.NAME :]) for n, r in enumerate(found)
+        ]
+
+    def wait_records(self, after: int, count: int, timeout: float) -> None:
+        until = time.monotonic() + timeout
+        listener, new = self._listen(self._key("arrivals"))
+        if new:
+            self._arrived = self._tail()
+        if self._arrived >= after + count:
+            return
+        for message in listener.messages(until - time.monotonic()):
+            self._arrived = self._tail() if message is None else _number(message)
+            if self._arrived >= after + count:
+                return
+
+    def _tail(self) -> int:
+        run = self._run
+        return _number(call(run.where, lambda: run.client.hget(self._key("log"), "tail")) or b"0")
+
+    def bury(self, ticket: int) -> None:
+        # A ticket and its record are one write here: there are no holes.
+        pass
+
+    # ------------------------------------------------------------ beats
+
+    def beat(self, slot: int) -> Mapping[int, int]:
+        run = self._run
+        first = slot // _ALONG * _ALONG
+        now = time.monotonic()
+        renews = self._renewed == 0.0 or now - self._renewed > run.ttl / _RENEWALS
+        keys = [self._key("beats")]
+        if renews:
+            keys += [self._key(name) for name in ("log", "tickets", "pieces")]
+            keys.append(run.key("document"))
+        args = [slot, first, first + _ALONG - 1, run.ttl_ms if renews else 0]
+        found = call(run.where, lambda: run.beat(keys=keys, args=args))
+        if renews:
+            self._renewed = now
+        return {first + n: _number(count or b"0") for n, count in enumerate(found)}
+
+    def beats(self, slots: Sequence[int]) -> Mapping[int, int]:
+        if not slots:
+            return {}
+        run = self._run
+        found = call(run.where, lambda: run.client.hmget(self._key("beats"), list(slots)))
+        return {slot: _number(n or b"0") for slot, n in zip(slots, found, strict=True)}
+
+    # ------------------------------------------------------------ pieces
+
+    def publish(self, nonce: str, pieces: Mapping[str, bytes]) -> None:
+        run, key = self._run, self._key("pieces")
+        items = [(f"{nonce}/{name}", piece) for name, piece in pieces.items()]
+
+        def store() -> None:
+            with run.client.pipeline(transaction=False) as pipeline:
+                for start in range(0, len(items), _SLICE):
+                    pipeline.hset(key, mapping=dict(items[start : start + _SLICE]))
+                pipeline.pexpire(key, run.ttl_ms)
+                pipeline.execute()
+
+        if items:
+            call(run.where, store)
+
+    def fetch(self, nonce: str, names: Sequence[str]) -> list[bytes | None]:
+        run = self._run
+        fields = [f"{nonce}/{name}" for name in names]
+        keys = [self._key("pieces")]
+        pieces: list[bytes | None] = call(run.where, lambda: run.fetch(keys=keys, args=fields))
+        return pieces
+
+    def forget(self, after: int, upto: int, nonce: str, names: Sequence[str]) -> None:
+        run = self._run
+        keys = [self._key(name) for name in ("log", "tickets", "pieces")]
+        args = [after, upto, *(f"{nonce}/{name}" for name in names)]
+        call(run.where, lambda: run.forget(keys=keys, args=args))
+
+    def close(self) -> None:
+        self._closed = True
+        for listener in list(self._listeners.values()):
+            listener.close()
+
+
+def _version(token: str) -> int:
+    """The number that a token begins with; -1 for one that is none of ours."""
+    return _number(token.partition("-")[0].encode())
+
+
+def _number(text: bytes) -> int:
+    return int(text) if text.isdigit() and len(text) < 19 else -1
