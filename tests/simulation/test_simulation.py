@@ -26,7 +26,7 @@ BLOCK = 250
 SEEDS_THAT_FAILED = (
     *(2929, 3532, 3840, 3854, 4042, 4064, 4078, 4195, 4208, 4270, 4327, 4330, 4335, 4341, 4399),
     *(4429, 4442, 4470, 4651, 4659, 4691, 4813, 4881, 4929, 5281, 5577, 5689, 5731, 5824, 7420),
-    *(7483, 7607, 7612, 9860, 107654, 109483, 111777, 123608, 129190),
+    *(7483, 7607, 7612, 9860, 107654, 109483, 111777, 123608, 129190, 178241),
 )
 """Beyond those that are always run. The scenario of a seed changes with the generator; the mistakes
 that they showed are kept as mutants, each with the scenario that shows it."""

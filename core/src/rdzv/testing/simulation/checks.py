@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Checker", "Violation"]
 
+_NEWS, _POLL = 0.1, 0.25
+"""Seconds until a record is known that is pushed, and longer where it has to be looked for."""
+
 GRACE = 2.0
 """Seconds beyond its deadline within which every call returns (L4)."""
 
@@ -127,7 +130,7 @@ class Checker:
         self._hash = hashlib.blake2b(digest_size=8)
         self._offers: dict[str, _Offer] = {}
         self._beats: dict[int, list[float]] = {}
-        self._slots: dict[str, int] = {}
+        self._slots: dict[str, list[tuple[float, int]]] = {}
         self._since: dict[str, float] = {}
         self._looked: dict[str, float] = {}
         self._usurped: dict[str, tuple[str, float]] = {}
@@ -236,7 +239,8 @@ class Checker:
         run.undisturbed = run.undisturbed and record.kind == "enter"
         run.since[ticket] = self._hub.now
         if record.kind == "enter":
-            self._slots[record.node] = record.slot or ticket
+            slot = record.slot or ticket
+            self._slots.setdefault(record.node, []).append((self._hub.now, slot))
             self._since.setdefault(record.node, self._hub.now)
         self.note(record.node, f"record {ticket}: {record.kind}")
 
@@ -388,8 +392,11 @@ class Checker:
 
     def _last_beat(self, node: str, before: float) -> float:
         """When the last beat of a node took effect before some time."""
-        slot = self._slots.get(node, 0)
-        times = self._beats.get(slot, [])
+        # Where it beats now, the others learn a moment after its record has come.
+        known = before - (_NEWS if self._scenario.watch else _NEWS + _POLL)
+        slots = self._slots.get(node, [])
+        place = bisect.bisect_right(slots, (known, 0))
+        times = self._beats.get(slots[max(0, place - 1)][1] if slots else 0, [])
         place = bisect.bisect_right(times, before)
         return max(times[place - 1] if place else 0.0, self._since.get(node, 0.0))
 

@@ -106,7 +106,7 @@ class NativeSession(Session):
         if found is None:
             raise RendezvousStateError("The store no longer knows this run.")
         self._received(None if won else found[0])
-        return Swap(won, *found, failovers=self._losses)
+        return Swap(won, found[0], found[1], self._losses)
 
     def wait(self, token: Token, timeout: float) -> tuple[bytes, Token] | None:
         server = self._server
