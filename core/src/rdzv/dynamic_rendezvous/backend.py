@@ -139,6 +139,12 @@ class Session(ABC):
         store has lost it: ``RendezvousStateError``.
         """
 
+    def listen(self, known: Token | None) -> None:  # noqa: B027 - not every store has to
+        """Get ready to wait: this session is the one that does, and its first wait is to be quick.
+
+        ``known`` is the newest token that the caller has seen by now, ``None`` for none.
+        """
+
     @abstractmethod
     def wait(self, token: Token, timeout: float) -> tuple[bytes, Token] | None:
         """Return once the document may differ from ``token``, or after ``timeout`` seconds.

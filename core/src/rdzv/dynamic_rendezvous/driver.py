@@ -377,6 +377,7 @@ class Driver:
             self._step(session, command)
 
     def _watch(self, session: Session) -> None:
+        session.listen(self.machine.token)
         while self._await(self._has_to_watch):
             document = self.machine.document
             if document is None:

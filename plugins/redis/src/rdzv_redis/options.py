@@ -156,6 +156,8 @@ _Endpoint = tuple[str, bool, tuple[tuple[str, int], ...], str, str, Login, dict[
 def _read_endpoint(endpoint: str) -> _Endpoint:
     text = endpoint.strip()
     scheme, mark, rest = text.partition("://")
+    if not mark and "@" in text:
+        raise _bad(text, "a login stands in a URL only: redis://user:password@host")
     if not mark:
         return "server", False, _read_hosts(text, text, DEFAULT_PORT), "", "", Login(), {}
     kind, tls = _SCHEMES.get(scheme.lower(), ("", False))
@@ -212,9 +214,12 @@ def _read_query(endpoint: str, query: str) -> dict[str, str]:
 
 
 def _bad(endpoint: str, why: str) -> ValueError:
+    head, at, rest = endpoint.rpartition("@")
+    scheme, mark, _ = head.partition("://")
+    # Whatever stands before the last "@" may be a part of a password.
+    shown = redact(f"{scheme + mark if mark else ''}***@{rest}" if at else endpoint)
     return ValueError(
-        f"The endpoint '{redact(endpoint)}' of the backend 'redis' cannot be used: {redact(why)}. "
-        f"Please {_HOW}."
+        f"The endpoint '{shown}' of the backend 'redis' cannot be used: {why}. Please {_HOW}."
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from rdzv.dynamic_rendezvous.backend import MAX_STATE_BYTES
 
-__all__ = ["BEAT", "ENTER", "FETCH", "FORGET", "NAME", "PROBE", "READ", "RECORDS", "SWAP"]
+__all__ = ["ALL", "BEAT", "ENTER", "FETCH", "FORGET", "NAME", "PROBE", "READ", "RECORDS", "SWAP"]
 
 NAME = 16
 """The length of a record's name: it tells two records of the same bytes from one sent twice."""
@@ -176,3 +176,5 @@ redis.call('INFO', 'server')
 redis.call('PUBLISH', ARGV[1], '')
 return 0
 """
+
+ALL = (READ, SWAP, ENTER, RECORDS, BEAT, FETCH, FORGET, PROBE)

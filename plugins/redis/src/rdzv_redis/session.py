@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import secrets
 import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from redis import Redis
 from redis.cluster import RedisCluster
 from redis.exceptions import RedisError
 
@@ -72,13 +74,28 @@ class Run:
         self.confirm_within = confirm_within
         self.key = self.names(run_id, prefix)
         register: Callable[[str], Any] = self.client.register_script
-        self.read = register(scripts.READ)
-        self.swap = register(scripts.SWAP)
-        self.enter = register(scripts.ENTER)
-        self.records = register(scripts.RECORDS)
-        self.beat = register(scripts.BEAT)
-        self.fetch = register(scripts.FETCH)
-        self.forget = register(scripts.FORGET)
+        self._scripts = {script: register(script) for script in scripts.ALL}
+
+    def connected(self) -> Run:
+        """The same run over a connection of its own, where the client has a single server."""
+        other = copy.copy(self)
+        if isinstance(self.client, Redis):
+            pool = self.client.connection_pool
+            other.client = call(
+                self.where, lambda: Redis(connection_pool=pool, single_connection_client=True)
+            )
+        return other
+
+    def close(self) -> None:
+        """Close that connection, from any thread."""
+        if isinstance(self.client, Redis) and self.client.connection is not None:
+            with contextlib.suppress(RedisError, OSError, ValueError):
+                self.client.connection.disconnect()
+
+    def execute(self, script: str, keys: Sequence[str], args: Sequence[object]) -> Any:
+        """Execute one of the scripts."""
+        run = self._scripts[script]
+        return call(self.where, lambda: run(keys=keys, args=args, client=self.client))
 
     @staticmethod
     def names(run_id: str, prefix: str) -> Callable[..., str]:
@@ -94,8 +111,7 @@ class Run:
 
     def probe(self) -> None:
         """See whether the user may do all that a run needs; raises where it may not."""
-        probe = self.client.register_script(scripts.PROBE)
-        call(self.where, lambda: probe(keys=[self.key("probe")], args=[self.key("probe")]))
+        self.execute(scripts.PROBE, [self.key("probe")], [self.key("probe")])
 
 
 class Document:
@@ -110,8 +126,7 @@ class Document:
 
     def read(self) -> tuple[bytes, str] | None:
         """The value and its token."""
-        run = self._run
-        found: list[bytes] = call(run.where, lambda: run.read(keys=[self._key]))
+        found: list[bytes] = self._run.execute(scripts.READ, [self._key], [])
         return (found[1], found[0].decode(errors="replace")) if found else None
 
     def swap(self, value: bytes, token: Token | None) -> tuple[bool, bytes, str] | None:
@@ -125,7 +140,7 @@ class Document:
         # A token that is none of ours names nothing that is stored.
         expected = "" if token is None else token if isinstance(token, str) and token else "-"
         args = [expected, secrets.token_hex(8), value, known, run.ttl_ms, self._channel]
-        found: list[Any] = call(run.where, lambda: run.swap(keys=[self._key], args=args))
+        found: list[Any] = run.execute(scripts.SWAP, [self._key], args)
         if not found:
             return None
         won, stored, text, failovers = found
@@ -215,11 +230,12 @@ class _Listener:
 class RedisSession(Session):
     """One node's way to a run on a server.
 
-    Commands go over the client's connections; what is pushed, over one of its own.
+    Commands go over one connection, what is pushed over another. On a Cluster, commands go over
+    the client's.
     """
 
     def __init__(self, run: Run) -> None:
-        self._run = run
+        self._run = run = run.connected()
         self._news = run.key("news")
         self._document = Document(run, "document", channel=self._news)
         self._document.failovers = 0
@@ -250,23 +266,31 @@ class RedisSession(Session):
             )
         return Swap(*found, failovers=self._document.failovers or 0)
 
+    def listen(self, known: Token | None) -> None:
+        self._listen(self._news)
+        if known is not None:
+            self._catch_up()
+
     def wait(self, token: Token, timeout: float) -> tuple[bytes, Token] | None:
         until = time.monotonic() + timeout
         listener, new = self._listen(self._news)
         if new:
-            # What was said before it listened is not said again.
-            self._told = self._document.read() or self._told
+            self._catch_up()
         if self._is_news(token):
             return self._told
         for message in listener.messages(until - time.monotonic()):
             if message is None:
-                self._told = self._document.read() or self._told
+                self._catch_up()
             else:
                 told, _, text = message.partition(b" ")
                 self._told = text, told.decode(errors="replace")
             if self._is_news(token):
                 return self._told
         return None
+
+    def _catch_up(self) -> None:
+        """Look: what was said before it listened is not said again."""
+        self._told = self._document.read() or self._told
 
     def _is_news(self, token: Token) -> bool:
         # Versions of which this node has learnt by another way may still be under way here.
@@ -297,11 +321,10 @@ class RedisSession(Session):
         run = self._run
         keys = [self._key("log"), self._key("tickets")]
         args = [secrets.token_hex(scripts.NAME // 2), record, run.ttl_ms, self._key("arrivals")]
-        return int(call(run.where, lambda: run.enter(keys=keys, args=args)))
+        return int(run.execute(scripts.ENTER, keys, args))
 
     def records(self, after: int) -> list[tuple[int, bytes | None]]:
-        run = self._run
-        found = call(run.where, lambda: run.records(keys=[self._key("log")], args=[after, _MANY]))
+        found = self._run.execute(scripts.RECORDS, [self._key("log")], [after, _MANY])
         # A ticket and its record are one write: one without a record was forgotten.
         return [
             (after + 1 + n, b"-" if r is None else r[scripts.NAME :]) for n, r in enumerate(found)
@@ -339,7 +362,7 @@ class RedisSession(Session):
             keys += [self._key(name) for name in ("log", "tickets", "pieces")]
             keys.append(run.key("document"))
         args = [slot, first, first + _ALONG - 1, run.ttl_ms if renews else 0]
-        found = call(run.where, lambda: run.beat(keys=keys, args=args))
+        found = run.execute(scripts.BEAT, keys, args)
         if renews:
             self._renewed = now
         return {first + n: _number(count or b"0") for n, count in enumerate(found)}
@@ -368,20 +391,18 @@ class RedisSession(Session):
             call(run.where, store)
 
     def fetch(self, nonce: str, names: Sequence[str]) -> list[bytes | None]:
-        run = self._run
         fields = [f"{nonce}/{name}" for name in names]
-        keys = [self._key("pieces")]
-        pieces: list[bytes | None] = call(run.where, lambda: run.fetch(keys=keys, args=fields))
+        pieces: list[bytes | None] = self._run.execute(scripts.FETCH, [self._key("pieces")], fields)
         return pieces
 
     def forget(self, after: int, upto: int, nonce: str, names: Sequence[str]) -> None:
-        run = self._run
         keys = [self._key(name) for name in ("log", "tickets", "pieces")]
         args = [after, upto, *(f"{nonce}/{name}" for name in names)]
-        call(run.where, lambda: run.forget(keys=keys, args=args))
+        self._run.execute(scripts.FORGET, keys, args)
 
     def close(self) -> None:
         self._closed = True
+        self._run.close()
         for listener in list(self._listeners.values()):
             listener.close()
 
