@@ -7,6 +7,7 @@ import threading
 import pytest
 from torch.distributed import TCPStore
 
+from rdzv import RendezvousStateError
 from rdzv_c10d.session import StoreSession
 
 LIMIT = 30.0
@@ -65,13 +66,36 @@ def test_a_beat_whose_answer_was_lost_disturbs_no_neighbour(server, behind):
         assert counts[2] == 0
 
 
-def test_a_node_that_changes_its_slot_takes_nothing_along(server):
-    session, other = open_session(server), open_session(server)
-    neighbour = other.beat(2)[2]
-    while session.beat(0)[0] < 120:
-        pass
-    counts = session.beat(1)
-    assert (counts[1], counts[2]) == (1, neighbour)
+def test_two_slots_that_a_node_beats_in_by_turns_do_not_spill_over(server):
+    session = open_session(server)
+    neighbours = session.beat(3)
+    for _ in range(300):
+        counts = {**session.beat(1), **session.beat(2)}
+    assert max(counts.values()) < 128
+    assert {slot: n for slot, n in counts.items() if slot not in (1, 2)} == {
+        slot: n for slot, n in neighbours.items() if slot not in (1, 2)
+    }
+
+
+def test_two_sessions_of_one_node_that_beat_by_turns_do_not_spill_over(server):
+    one, two = open_session(server), open_session(server)
+    neighbours = one.beat(5)
+    for _ in range(300):
+        one.beat(4)
+        counts = two.beat(4)
+    assert {slot: n for slot, n in counts.items() if slot != 4} == {
+        slot: n for slot, n in neighbours.items() if slot != 4
+    }
+
+
+@pytest.mark.parametrize("number", [-5, 10**8])
+def test_a_counter_that_counts_no_tickets_is_a_state_error(server, number):
+    session = open_session(server)
+    session._keys.add("rdzv/run/epoch/tickets", number)
+    with pytest.raises(RendezvousStateError, match="no number of tickets"):
+        session.enter(b"record")
+    with pytest.raises(RendezvousStateError, match="no number of tickets"):
+        session.records(0)
 
 
 def test_a_new_session_of_a_node_goes_on_where_the_old_one_was(server):

@@ -16,6 +16,7 @@ from rdzv.dynamic_rendezvous.messages import (
     ReadLog,
     ReadRoster,
     RosterRead,
+    SwapDocument,
     TookOver,
 )
 
@@ -291,3 +292,82 @@ def test_one_that_came_back_while_it_was_replaced_is_lost_only_if_it_does_not_be
         if isinstance(action, Lost)
     ]
     assert lost == ([] if beats else ["old"])
+
+
+# ---------------------------------------------------------------- what nobody needs any more
+
+
+def test_two_nodes_in_one_slot_are_both_missed():
+    settings = Settings(1, 4, 0.5, INTERVAL, 5)
+    term = Leading(settings, "me", lambda: "name")
+    document = Document(
+        1, "e", 5, "w", 1, 4, Leader("me", 0.5), round=1, nonce="x", size=3, upto=3, chunks=1
+    )
+    term.start(document, 0.0)
+    members = [
+        Member(ticket, ticket - 1, msgspec.structs.replace(record(name), slot=slot))
+        for ticket, name, slot in ((1, "me", 1), (2, "one", 2), (3, "two", 2))
+    ]
+    term.on_roster(RosterRead("x", members), document)
+    term.on_log(LogRead([]), 0.0)
+    lost = [action for n in range(1, 20) for action in term.on_beats({1: 1, 2: 1}, n / 2)]
+    assert [one.node.node for one in lost if isinstance(one, Lost)] == ["one", "two"]
+
+
+def test_an_assignment_of_a_round_that_did_not_come_about_is_freed():
+    world = formed(2, 2, 3)
+    before = set(world.pieces)
+    leader = world.leader
+    newcomer = world.add()
+    perform = world.perform
+    touched = []
+
+    def beaten(node, action):
+        completes = isinstance(action, SwapDocument) and action.document.round == 2
+        if completes and len(touched) < 2:
+            touched.append(action)
+            world.document = msgspec.structs.replace(
+                world.document, version=world.version + 1, write=f"other-{len(touched)}"
+            )
+        return perform(node, action)
+
+    world.perform = beaten
+    world.join(newcomer)
+    rejoin(world)
+    world.advance(5 * INTERVAL)
+    assert members(world) == [0, 1, 2]
+    assert leader.machine.leading
+    assert set(world.pieces) == {world.document.nonce}
+    assert not before & set(world.pieces)
+
+
+def test_spares_that_died_one_after_the_other_are_not_watched_for_ever():
+    world = formed(1, 1, 1)
+    for _ in range(20):
+        spare = world.add()
+        world.join(spare)
+        spare.kill()
+        world.advance(2 * DETECTION)
+    assert len(world.leader.machine.leading.roster.watched("")) < 5
+
+
+def test_a_round_completes_on_the_whole_log_and_not_on_a_part_of_it():
+    world = World(3, 1, 2)
+    world.join(world.nodes[0], world.nodes[1])
+    world.nodes[0].kill()
+    world.advance(2 * DETECTION)
+    perform = world.perform
+
+    def in_parts(node, action):
+        answer = perform(node, action)
+        if isinstance(answer, LogRead) and len(answer.lines) > 1:
+            return LogRead(answer.lines[:1], more=True)
+        return answer
+
+    world.perform = in_parts
+    world.nodes[1].reconnect()
+    world.join(world.nodes[2])
+    rejoin(world)
+    world.advance(2 * DETECTION)
+    rejoin(world)
+    assert members(world) == [1, 2]

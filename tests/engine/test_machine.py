@@ -12,8 +12,10 @@ from rdzv.dynamic_rendezvous.document import Record
 from rdzv.dynamic_rendezvous.leader import Settings
 from rdzv.dynamic_rendezvous.leadership import Entry, Standing, Waiting, assign_ranks
 from rdzv.dynamic_rendezvous.messages import (
+    Beat,
     Close,
     Departed,
+    DocumentRead,
     Enter,
     Forget,
     Interrupted,
@@ -22,6 +24,7 @@ from rdzv.dynamic_rendezvous.messages import (
     Leave,
     Look,
     Lost,
+    PieceRead,
     Read,
     ReadPiece,
     ReadRoster,
@@ -29,6 +32,7 @@ from rdzv.dynamic_rendezvous.messages import (
     Refused,
     SwapDocument,
     Swapped,
+    Tick,
     TookOver,
     Withdraw,
     Withdrawn,
@@ -1109,3 +1113,66 @@ def test_a_round_after_a_failover_is_numbered_above_all_that_may_have_been_lost(
     rejoin(world)
     world.advance(world.settings.last_call + 0.1)
     assert world.document.round == 3_000_002
+
+
+# ---------------------------------------------------------------- taken for dead unnoticed
+
+
+def test_a_node_that_waits_and_was_given_up_unnoticed_enters_again():
+    """Its beats took effect early and late in their requests: silent for others, not for itself."""
+    world = World(3, 2, 4, last_call=8.0, attempts=5)
+    late = world.nodes[2]
+    world.join()
+    world.advance(2.0)
+    while True:
+        world.advance(max(0.0, (late.due() or 0.0) - world.now - 1e-6))
+        world.now = max(world.now, late.due() or 0.0)
+        actions = late.on(Tick())
+        if isinstance(actions[0], Beat):
+            break
+        late.do(actions)
+    answer = world.perform(late, actions[0])
+    late.paused = True
+    world.advance(3.4)
+    late.do(late.on(answer))
+    late.do(actions[1:])
+    actions = late.on(Tick())
+    assert isinstance(actions[0], Beat)
+    world.advance(2.0)
+    late.paused = False
+    late.do(actions)
+    world.advance(1.0)
+    rejoin(world)
+    world.advance(20.0)
+    rejoin(world)
+    assert members(world) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("size", "enters"), [(2, True), (3, False)])
+def test_a_node_that_finds_no_place_in_a_round_enters_again_where_there_was_room(size, enters):
+    world = formed(2, 2, 3)
+    late = world.add()
+    world.join(late)
+    assert late.phase is Phase.WAITING
+    document = msgspec.structs.replace(
+        world.document, version=9, write="w9", round=2, nonce="n2", size=size, upto=9, change=None
+    )
+    (read,) = (a for a in late.on(DocumentRead(document, 9)) if isinstance(a, ReadPiece))
+    actions = late.on(PieceRead(read.nonce, None))
+    assert any(isinstance(action, Enter) for action in actions) == enters
+
+
+def test_a_withdrawal_that_broke_is_made_again():
+    world = formed(2, 2, 3)
+    late = world.add()
+    world.join(late)
+    late.breaks_at = Enter
+    late.tell(Withdraw(accept=False))
+    assert late.broken
+    assert world.log[world.tail].kind == "enter"
+    late.reconnect()
+    assert world.log[world.tail].kind == "leave"
+    assert late.told(Withdrawn)
+    asked = len(late.asked)
+    late.reconnect()
+    assert [type(action) for action in late.asked[asked:]] == [Read]

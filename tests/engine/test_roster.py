@@ -234,6 +234,12 @@ def test_a_record_whose_write_was_sent_twice_has_one_ticket(backend):
     assert other.records(0) == [(1, b'{"id": "one"}')]
 
 
+def test_who_won_is_told_so_where_the_write_was_sent_twice(backend):
+    token = session(backend).swap(b"first", None).token
+    swap = session(SendsTwice(backend.memory)).swap(b"second", token)
+    assert (swap.won, swap.document) == (True, b"second")
+
+
 class Busy(Runtime):
     """Others write whenever this node pauses."""
 
@@ -529,13 +535,17 @@ def test_a_state_of_a_newer_version_is_named_and_left_alone():
     assert memory.version == 1
 
 
+TOP = 10**7
+"""The highest ticket that can be."""
+
+
 def test_of_tickets_that_are_long_forgotten_a_part_is_told_at_a_time():
-    forgotten = {"tail": 2**53, "freed": 2**53 - 1, "records": {2**53: "last"}}
+    forgotten = {"tail": TOP, "freed": TOP - 1, "records": {TOP: "last"}}
     one = session(MemoryBackend(Memory(state(rosters={"": forgotten}))))
     assert one.records(0) == [(ticket, b"-") for ticket in range(1, 4097)]
-    assert one.records(2**53 - 4097) == [
-        *((ticket, b"-") for ticket in range(2**53 - 4096, 2**53)),
-        (2**53, b"last"),
+    assert one.records(TOP - 4097) == [
+        *((ticket, b"-") for ticket in range(TOP - 4096, TOP)),
+        (TOP, b"last"),
     ]
 
 

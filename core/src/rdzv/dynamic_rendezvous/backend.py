@@ -22,6 +22,12 @@ __all__ = [
 Token = Any
 """An opaque fencing token: it names one version of the shared state."""
 
+MAX_RECORDS = 4096
+"""As many records at least are in one answer of :meth:`Session.records`, if there are more."""
+
+MAX_TICKETS = 10**7
+"""No run gives out as many tickets: a number above it was not written by rdzv."""
+
 MAX_STATE_BYTES = 1 << 20
 """Nothing larger than this is parsed, whatever a store holds (bytes)."""
 
@@ -164,7 +170,7 @@ class Session(ABC):
 
     @abstractmethod
     def records(self, after: int) -> list[tuple[int, bytes | None]]:
-        """All records with a ticket above ``after``, in order.
+        """The records with a ticket above ``after``, in order: all, or the first ``MAX_RECORDS``.
 
         ``None`` stands for a ticket that was given out and whose record has not
         come. A record that was buried or forgotten is ``b"-"``.

@@ -216,11 +216,11 @@ class Driver:
         with self._changed:
             self._stopped = True
             sessions = list(self._sessions)
+            self._masters = {}
+            self._master = None
             self._wake()
         for session in sessions:
             session.close()
-        self._masters.clear()
-        self._master = None
 
     def release_master(self) -> None:
         """Let go of what was opened for the workers: they are about to open their own."""
@@ -282,7 +282,7 @@ class Driver:
         lost_at = 0.0  # and when it was last seen.
         pause = _RETRY[0]
         began = 0.0
-        interrupted = False
+        slept = interrupted = False
         # What was under way when it broke is taken up again even if nothing more is needed.
         while self._await((lambda: True) if interrupted else needed):
             session = None
@@ -298,8 +298,9 @@ class Driver:
                 self._fail(exc)
             except RendezvousConnectionError as exc:
                 now = self._runtime.monotonic()
-                # One failure after a long time says nothing: this process may have slept.
-                slept = now - lost_at > self._patience / 2
+                # One failure after a long time says nothing: this process may have slept. The
+                # next one says that attempts take long.
+                slept = not slept and now - lost_at > self._patience / 2
                 lost_at = now
                 interrupted = True
                 if broken_at is None or (began > broken_at and now - began > _RETRY[1]):
@@ -347,8 +348,7 @@ class Driver:
         with self._changed:
             if self.error is None and not self._stopped:
                 self.error = error
-            self._stopped = True
-            self._wake()
+        self.stop()
 
     def _ops(self, session: Session) -> None:
         waiting_for = [0.0]
@@ -399,8 +399,9 @@ class Driver:
             if leading is None or document is None:
                 continue
             session.attach(document.epoch)
-            after, expected = leading.roster.seen, leading.expected(document)
-            hole = leading.look_for_records(self._runtime.monotonic())
+            with self._deciding:
+                after, expected = leading.roster.seen, leading.expected(document)
+                hole = leading.look_for_records(self._runtime.monotonic())
             seconds = _LONG if hole is None else min(max(_BURST, hole), _RETRY[1])
             self._wait_in(functools.partial(session.wait_records, after, 1, seconds))
             if expected > 1:
@@ -492,6 +493,8 @@ class Driver:
             self._fail(failure)
             return
         with self._changed:
+            if self._stopped:
+                return
             self._masters[master] = keep
             self._unheard.add(master)
         self.submit(MasterOpened(master))
@@ -510,5 +513,5 @@ class Driver:
         """The beat counters of all other nodes that have not left."""
         roster = self.describe(session)
         watched = roster.watched(self.machine.node)
-        counts = session.beats(list(watched))
-        return {node: counts[slot] for slot, node in watched.items()}
+        counts = session.beats(list(dict.fromkeys(watched.values())))
+        return {node: counts[slot] for node, slot in watched.items()}

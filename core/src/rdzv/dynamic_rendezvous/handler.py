@@ -131,6 +131,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
         self._backend_name = backend_name
         self._store = store
         self._backend = backend
+        self._patience = patience
         self._joining = runtime.lock()
         self._info: Joined | None = None
         self._waits_as_spare: bool | None = None
@@ -294,7 +295,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
         self._reporter.emit(events.Joined)
         try:
             driver.submit(Join())
-            ended = driver.wait(self._join_ended, self._join_deadline)
+            ended = self._wait_to_join()
         except BaseException:
             # A signal: nobody is waiting for that round any more.
             self._give_up()
@@ -318,6 +319,20 @@ class DynamicRendezvousHandler(RendezvousHandler):
             # The store hangs. What was begun must not make this node a member later.
             self._give_up()
         raise RendezvousTimeoutError(self._why_not(self._runtime.monotonic() - started))
+
+    def _wait_to_join(self) -> bool:
+        """Wait for a round; raises where the store has not answered for longer than it may."""
+        driver, now = self._driver, self._runtime.monotonic
+        while True:
+            look = now() + self._patience / 2
+
+            def until(look: float = look) -> float:
+                deadline = self._join_deadline()
+                return look if deadline is None else min(deadline, look)
+
+            if driver.wait(self._join_ended, until) or driver.stopped or now() < look:
+                return self._join_ended()
+            driver.check()
 
     def _give_up(self) -> None:
         self._driver.submit(Withdraw(accept=False))

@@ -39,6 +39,9 @@ _CHUNK = 1000
 _LOOK_AT_LOG = 4
 """Intervals between two looks at the log that nothing has asked for."""
 
+_FORGOTTEN = 4
+"""After how many further times of silence a dead node that waited is watched no more."""
+
 _SLICE = 64
 """Pieces that are freed in one go."""
 
@@ -109,9 +112,9 @@ class Leading:
         self._look_due = 0.0
         self._log_due = 0.0
         self._wake: float | None = None
-        self._garbage: list[Forget] = []
+        self._garbage: list[Action] = []
         self._along: frozenset[int] = frozenset()
-        self._offer: tuple[str, Sequence[Entry]] | None = None
+        self._offer: tuple[str, Sequence[Entry], int] | None = None
         self._pieces: list[int] = []
         self._upto = 0
         self.holding: Waiting | None = None
@@ -161,6 +164,8 @@ class Leading:
                 self.roster.fill(ticket)
             else:
                 self.roster.fold(ticket, record, now)
+        if read.more:
+            return []
         if not self.has_read_log:
             self.has_read_log = True
             self.roster.doubt(but=self._me)
@@ -204,12 +209,12 @@ class Leading:
         return self.on_beats(along, now) if self._has_all_along() else []
 
     def _has_all_along(self) -> bool:
-        return self.roster.watched(self._me).keys() <= self._along
+        return set(self.roster.watched(self._me).values()) <= self._along
 
     def on_beats(self, slots: Mapping[int, int], now: float) -> list[Action]:
         """Take in one look at the beats; says who was lost by it."""
         watched = self.roster.watched(self._me)
-        counts = {node: (slot, slots[slot]) for slot, node in watched.items() if slot in slots}
+        counts = {node: (slot, slots[slot]) for node, slot in watched.items() if slot in slots}
         for node in self._silence.observe(counts, now, self.period):
             self.roster.find_again(node)
             self._suspects.pop(node, None)
@@ -219,6 +224,9 @@ class Leading:
             entry = self.roster.entries[node]
             left = self._settings.silence(entry.record.interval) - self._silence.of(node)
             if entry.standing is Standing.LOST:
+                if entry.rank < 0 and -left > _FORGOTTEN * self._settings.silence(0.0):
+                    # Nobody misses it; should it wake, it enters again.
+                    del self.roster.entries[node]
                 continue
             if left <= 1e-9:
                 lost.append(Lost(entry.record, self._silence.of(node)))
@@ -254,7 +262,7 @@ class Leading:
             actions.append(ReadLog(self.roster.complete_upto))
         if now >= self._look_due:
             self._look_due = now + self.period
-            slots = list(self.roster.watched(self._me))
+            slots = list(dict.fromkeys(self.roster.watched(self._me).values()))
             if slots and not (beating and self._has_all_along()):
                 actions.append(ReadBeats(slots))
         # A little at a time: each may be a request for each of its pieces.
@@ -360,7 +368,7 @@ class Leading:
         leader = msgspec.structs.replace(document.leader, rank=own)
         if self._me in self.roster.entries:
             leader = msgspec.structs.replace(leader, slot=self.roster.entries[self._me].slot)
-        self._offer = (nonce, decision.entries)
+        self._offer = (nonce, decision.entries, len(chunks))
         return [
             Publish(
                 nonce,
@@ -390,14 +398,11 @@ class Leading:
         """This leader's swap took effect; returns its own place where a round completed by it."""
         if self._offer is None or self._offer[0] != document.nonce:
             return None
-        _, chosen = self._offer
+        _, chosen, _ = self._offer
         self._offer = None
         self.nonce = document.nonce
         self._called_since = None
-        self._garbage += [
-            Forget(0, 0, before.nonce, self._pieces[i : i + _SLICE], 0)
-            for i in range(0, len(self._pieces), _SLICE)
-        ]
+        self._garbage += _pieces_of(before.nonce, self._pieces)
         self._garbage.append(Forget(before.upto, document.upto, before.nonce, (), before.chunks))
         self._pieces = [entry.ticket for entry in chosen]
         self.roster.complete(chosen)
@@ -405,6 +410,14 @@ class Leading:
             if entry.node == self._me:
                 return Assigned(entry.node, rank)
         return None
+
+    def on_lost(self) -> None:
+        """This leader's swap did not take effect: what it published for it is read by nobody."""
+        if self._offer is not None:
+            nonce, chosen, chunks = self._offer
+            self._offer = None
+            self._garbage += _pieces_of(nonce, [entry.ticket for entry in chosen])
+            self._garbage.append(Forget(0, 0, nonce, (), chunks))
 
     def hand_over(self, document: Document, token: Token) -> SwapDocument:
         """Name the next leader, as this one leaves: one whose beat it has seen, or nobody."""
@@ -415,3 +428,7 @@ class Leading:
             rank = entry.rank if entry.standing is not Standing.NEW else -1
             heir = Leader(entry.node, entry.record.interval / 2, rank, entry.slot)
         return SwapDocument(amend(document, self._new_id(), leader=heir), token)
+
+
+def _pieces_of(nonce: str, tickets: Sequence[int]) -> list[Action]:
+    return [Forget(0, 0, nonce, tickets[i : i + _SLICE], 0) for i in range(0, len(tickets), _SLICE)]

@@ -174,10 +174,13 @@ class Roster:
             others, key=lambda e: (e.rank < 0, e.rank <= rank, e.rank, e.ticket), default=None
         )
 
-    def watched(self, but: str) -> dict[int, str]:
-        """The nodes whose beats matter, by their slots; without one."""
+    def watched(self, but: str) -> dict[str, int]:
+        """The nodes whose beats matter, and their slots; without one.
+
+        Two nodes have one slot where a store that failed over gave a ticket twice.
+        """
         return {
-            e.slot: e.node
+            e.node: e.slot
             for e in self.entries.values()
             if e.standing is not Standing.LEFT and e.node != but
         }

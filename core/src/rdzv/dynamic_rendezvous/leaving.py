@@ -64,9 +64,11 @@ class Leaver:
 
     def _stop_soon(self, session: Session) -> None:
         driver = self._driver
-        if not driver.rest(0.0):
-            driver.look(session, Touch())  # Calls the other threads out of their waits.
-        driver.stop()
+        try:
+            if not driver.rest(0.0):
+                driver.look(session, Touch())  # Calls the other threads out of their waits.
+        finally:
+            driver.stop()
 
     def leave_at_exit(self) -> None:
         """Leave as the process ends, and have no thread in a store's library after that."""
@@ -101,11 +103,13 @@ class Leaver:
         looked = self._runtime.event()
 
         def look(session: Session) -> None:
-            counts = driver.others(session)
-            silence.observe(counts, self._runtime.monotonic(), _LOOK_PAUSE)
-            if all(silence.of(node) > self._silence for node in counts):
-                gone.set()
-            looked.set()
+            try:
+                counts = driver.others(session)
+                silence.observe(counts, self._runtime.monotonic(), _LOOK_PAUSE)
+                if all(silence.of(node) > self._silence for node in counts):
+                    gone.set()
+            finally:
+                looked.set()
 
         while self._runtime.monotonic() < until and driver.error is None and not gone.is_set():
             looked.clear()

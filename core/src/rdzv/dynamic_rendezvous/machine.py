@@ -34,6 +34,7 @@ from .messages import (
     PieceRead,
     Read,
     ReadBeats,
+    ReadLog,
     ReadPiece,
     ReadRoster,
     Refusal,
@@ -99,6 +100,8 @@ class Machine:
         self._old_slots: dict[int, float] = {}
         """Where it has beaten before, and until when it goes on to."""
         self._entering_since = 0.0
+        self._leaves = False
+        """Whether it has left the roster, and not heard that this was written."""
         self._wants_slot = True
         """Whether its next ticket is to be its slot as well."""
         self._entered_round = 0
@@ -115,6 +118,8 @@ class Machine:
         self._beat_due = 0.0
         self._read_due = 0.0
         self._beaten = 0.0
+        """When it sent the last beat that the store has taken."""
+        self._sent = 0.0
         self._missed = False
         self._missed_roster: str | None = None
         self._following = Following(settings, jitter)
@@ -165,8 +170,9 @@ class Machine:
             times.append(self._beat_due)
             if self.leading is None:
                 times.append(self._following.due)
-        if self.leading is not None and not self.closed:
-            times.append(self.leading.due())
+        leading = self.leading  # Asked by any thread, while another may end the term.
+        if leading is not None and not self.closed:
+            times.append(leading.due())
         return min(times, default=None)
 
     @property
@@ -229,6 +235,7 @@ class Machine:
         # What was interrupted while it entered may have entered all the same.
         if not self.in_roster and self.phase is not Phase.ENTERING:
             return []
+        self._leaves = True
         return [Enter(self._record("leave"))]
 
     def _on_close(self, close: Close, now: float) -> list[Action]:
@@ -269,7 +276,8 @@ class Machine:
 
     def _on_beaten(self, beaten: Beaten, now: float) -> list[Action]:
         self._missed = self._missed or now - self._beaten > self._longest_silence()
-        self._beaten = now
+        # It may have taken effect long before its answer came.
+        self._beaten = self._sent
         if self.leading is not None:
             return [*self.leading.on_beaten(beaten.along, now), *self._pursue(now)]
         return self._on_leader_seen(beaten.along, now, self._following.seen_along)
@@ -345,9 +353,10 @@ class Machine:
         if not self._beats:
             return []
         self._beat_due = now + self._beat_period()
+        self._sent = now
         # Whoever watches this node may not have heard of its new slot yet: the old first.
         self._old_slots = {slot: until for slot, until in self._old_slots.items() if now < until}
-        return [Beat(slot) for slot in (*self._old_slots, self._beat_slot())]
+        return [Beat(slot) for slot in dict.fromkeys((*self._old_slots, self._beat_slot()))]
 
     def _take_up(self, now: float, since: float) -> list[Action]:
         if self.in_roster and self._entering_since > since:
@@ -359,6 +368,9 @@ class Machine:
             return [Read(), *self._enter(now)]
         if self.phase is Phase.LEFT and self.document is not None:
             return [Enter(self._record("leave")), Read(), Departed()]
+        if self._leaves and self.phase is Phase.IDLE:
+            # It may not have been heard, and others would wait for this node.
+            return [Enter(self._record("leave")), Read(), Withdrawn()]
         return [Read()]
 
     def _on_document(self, read: DocumentRead, now: float) -> list[Action]:
@@ -392,6 +404,8 @@ class Machine:
         actions: list[Action] = []
         self._check_outcome(swapped)
         self._failovers = max(self._failovers, swapped.failovers)
+        if not swapped.won and self.leading is not None:
+            self.leading.on_lost()
         if swapped.won and self.leading is not None and before is not None:
             own = self.leading.on_won(before, swapped.document)
             if own is not None and self.phase in (Phase.WAITING, Phase.SPARE):
@@ -529,6 +543,8 @@ class Machine:
         return [] if self.latch is None else [Latched(self.latch)]
 
     def _on_entered(self, entered: Entered, now: float) -> list[Action]:
+        if entered.record.kind == "leave":
+            self._leaves = False
         if entered.record.kind == "leave" or self.phase is not Phase.ENTERING:
             return []
         document = self.document
@@ -558,6 +574,9 @@ class Machine:
         if self.phase is not Phase.RANKING or document is None or read.nonce != document.nonce:
             return []
         if read.assigned is None:
+            if document.size < document.max_nodes and self._ticket <= document.upto:
+                # There was room: the leader took this node for dead, and knows of it no more.
+                return self._enter(now)
             self._move(Phase.WAITING)
             return self._follow(document, now)
         return self._ranked(read.assigned, now)
@@ -607,6 +626,8 @@ class Machine:
         if self.leading is None:
             return []
         lost = self.leading.on_log(read, now)
+        if read.more:
+            return [*lost, ReadLog(read.lines[-1][0])]
         return [*lost, *self._pursue(now, fresh=True)]
 
     # ------------------------------------------------------------ pursuing
@@ -693,6 +714,7 @@ class Machine:
             self._move(Phase.IDLE)
             return refused
         self._move(Phase.ENTERING)
+        self._leaves = False
         self._entered_round = document.round
         self._entering_since = now
         actions: list[Action] = [Enter(self._record("enter"))]

@@ -116,9 +116,13 @@ class RosterRead:
 
 @dataclass(frozen=True)
 class LogRead:
-    """Lines of the roster's log: ``None`` for a hole, ``False`` for one buried or forgotten."""
+    """Lines of the roster's log: ``None`` for a hole, ``False`` for one buried or forgotten.
+
+    There may be ``more`` of them.
+    """
 
     lines: Sequence[tuple[int, Record | bool | None]]
+    more: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import RendezvousStateError
+from ..errors import RendezvousConnectionError, RendezvousStateError
+from .backend import MAX_RECORDS
 from .document import Assigned, Document, Member, Record, decode, encode
 from .leadership import Roster
 from .messages import (
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 __all__ = ["PERFORM", "document_read", "read_whole_roster"]
 
 _BURIED = b"-"
+
+_TRIES = 3
 
 
 def _decode_document(data: bytes, token: object) -> Document:
@@ -114,7 +117,7 @@ def _read_log(session: Session, action: ReadLog, machine: Machine) -> LogRead:
             lines.append((ticket, False))
         else:
             lines.append((ticket, decode(Record, data, f"The roster's record {ticket}")))
-    return LogRead(lines)
+    return LogRead(lines, more=len(lines) >= MAX_RECORDS)
 
 
 def _read_beats(session: Session, action: ReadBeats, machine: Machine) -> Stimulus:
@@ -162,12 +165,28 @@ def read_whole_roster(session: Session, machine: Machine) -> Roster:
     roster = Roster()
     if document is None:
         return roster
-    if document.round:
+    for _ in range(_TRIES):
+        if document.round == 0:
+            break
         read = _read_roster(session, ReadRoster(document.nonce, document.chunks), machine)
-        roster.load(read.members or (), document.upto)
-    for ticket, record in _read_log(session, ReadLog(document.upto), machine).lines:
-        if isinstance(record, bool):
-            roster.fill(ticket)
-        else:
-            roster.fold(ticket, record, 0.0)
+        if read.members is not None:
+            roster.load(read.members, document.upto)
+            break
+        # Freed, since another round has completed meanwhile.
+        found = session.read(machine.token)
+        if found is not None:
+            document = _decode_document(*found)
+    else:
+        raise RendezvousConnectionError(
+            "The roster was replaced again and again while it was read."
+        )
+    log = LogRead((), more=True)
+    after = document.upto
+    while log.more:
+        log = _read_log(session, ReadLog(after), machine)
+        for after, record in log.lines:
+            if isinstance(record, bool):
+                roster.fill(after)
+            else:
+                roster.fold(after, record, 0.0)
     return roster

@@ -15,7 +15,9 @@ import msgspec
 
 from ..errors import RendezvousConnectionError, RendezvousError, RendezvousStateError
 from .backend import (
+    MAX_RECORDS,
     MAX_STATE_BYTES,
+    MAX_TICKETS,
     RendezvousBackend,
     Session,
     Swap,
@@ -37,17 +39,14 @@ _LONGEST_PAUSE = 0.25
 
 _GONE = "-"
 
-_MANY = 4096
-"""Tickets in one answer, at most, of which nothing is left."""
-
 T = TypeVar("T")
 
 
 class _Roster(msgspec.Struct, omit_defaults=True):
     """What a session keeps below one epoch."""
 
-    tail: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = 0
-    freed: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = 0
+    tail: Annotated[int, msgspec.Meta(ge=0, le=MAX_TICKETS)] = 0
+    freed: Annotated[int, msgspec.Meta(ge=0, le=MAX_TICKETS)] = 0
     """No record up to this ticket is kept; all above it are."""
     records: dict[int, str] = {}
     beats: dict[int, Annotated[int, msgspec.Meta(ge=0)]] = {}
@@ -184,14 +183,21 @@ class DocumentSession(Session):
 
     def swap(self, document: bytes, token: Token | None) -> Swap:
         expected = 0 if token is None else token
+        text = document.decode()
+        tried = False
 
         def change(state: _State) -> Swap:
+            nonlocal tried
+            if tried and state.changes == expected + 1 and state.document == text:
+                # Its own: as with a record in enter(). Every version has a name of its own.
+                return Swap(True, document, state.changes)
             if state.changes > expected:
                 raise _StaleError(Swap(False, state.document.encode(), state.changes))
             if state.changes < expected:
                 # An old state, or the store has lost the newer one: see read().
                 return Swap(False, state.document.encode(), state.changes)
-            state.document = document.decode()
+            tried = True
+            state.document = text
             state.changes += 1
             return Swap(True, document, state.changes)
 
@@ -207,6 +213,7 @@ class DocumentSession(Session):
     def _poll(self, happened: Callable[[_State], bool], timeout: float) -> None:
         deadline = self._runtime.monotonic() + timeout
         pause = _FIRST_PAUSE
+        seen: Token = None
         while not self._closed:
             found = self._get()
             if found is None or happened(found[0]):
@@ -216,9 +223,12 @@ class DocumentSession(Session):
                 return
             if isinstance(self._backend, WatchingBackend):
                 self._watch(self._backend, found[1], left)
-            else:
-                self._runtime.sleep(min(pause, left))
-                pause = min(1.5 * pause, _LONGEST_PAUSE)
+                if found[1] != seen:
+                    seen, pause = found[1], _FIRST_PAUSE
+                    continue
+            # Also where a watch returns for nothing, again and again.
+            self._runtime.sleep(min(pause, left))
+            pause = min(1.5 * pause, _LONGEST_PAUSE)
 
     def _watch(self, backend: WatchingBackend, token: Token, timeout: float) -> None:
         """Have the backend say when to look again, beside other calls to it."""
@@ -255,7 +265,7 @@ class DocumentSession(Session):
 
     def records(self, after: int) -> list[tuple[int, bytes | None]]:
         roster = self._get_roster()
-        last = min(roster.freed, after + _MANY)
+        last = min(roster.freed, after + MAX_RECORDS)
         lines: list[tuple[int, bytes | None]] = [
             (ticket, _GONE.encode()) for ticket in range(after + 1, last + 1)
         ]

@@ -9,7 +9,14 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rdzv.dynamic_rendezvous.backend import MAX_STATE_BYTES, Session, Swap, Token
+from rdzv.dynamic_rendezvous.backend import (
+    MAX_RECORDS,
+    MAX_STATE_BYTES,
+    MAX_TICKETS,
+    Session,
+    Swap,
+    Token,
+)
 from rdzv.errors import RendezvousConnectionError, RendezvousStateError, torch_compatible
 
 if TYPE_CHECKING:
@@ -35,7 +42,7 @@ _FEW = 2
 
 _SLOTS = 9
 _BITS = 7
-_WRAP = 120
+_WRAPS = (112, 120)
 _IN_FLIGHT = 0.003
 """Seconds that a record may lag behind its ticket before each is looked for by itself."""
 
@@ -298,8 +305,6 @@ class StoreSession(Session):
         self._chain = Chain(self._keys, f"{self._root}/document")
         self._base = ""
         self._known: set[int] = set()
-        self._own_slot = -1
-        self._own = 0
 
     # ------------------------------------------------------------ the document
 
@@ -324,7 +329,7 @@ class StoreSession(Session):
     def attach(self, epoch: str) -> None:
         base = f"{self._root}/{epoch}"
         if base != self._base:
-            self._base, self._own_slot = base, -1
+            self._base = base
             self._known.clear()
 
     # ------------------------------------------------------------ the roster
@@ -337,14 +342,22 @@ class StoreSession(Session):
     def enter(self, record: bytes) -> int:
         text = record.decode()
         while True:
-            ticket = self._keys.add(f"{self._base}/tickets", 1)
+            ticket = self._sound(self._keys.add(f"{self._base}/tickets", 1), 1)
             # Where the leader has buried the ticket meanwhile, take another one.
             if self._keys.create(self._record(ticket), text) == text:
                 return ticket
 
+    def _sound(self, ticket: int, least: int) -> int:
+        if not least <= ticket <= MAX_TICKETS:
+            raise torch_compatible(RendezvousStateError)(
+                f"The key '{self._base}/tickets' in {self._keys.what} holds {ticket}, no number of "
+                "tickets. Use another run id."
+            )
+        return ticket
+
     def records(self, after: int) -> list[tuple[int, bytes | None]]:
-        tail = self._keys.add(f"{self._base}/tickets", 0)
-        tickets = range(after + 1, min(tail, after + 4096) + 1)
+        tail = self._sound(self._keys.add(f"{self._base}/tickets", 0), 0)
+        tickets = range(after + 1, min(tail, after + MAX_RECORDS) + 1)
         keys = [self._record(ticket) for ticket in tickets]
         if len(keys) > _FEW and (self._keys.exist(keys) or self._keys.wait(keys, _IN_FLIGHT)):
             return list(zip(tickets, self._keys.get_all(keys), strict=True))
@@ -370,14 +383,14 @@ class StoreSession(Session):
         return f"{self._base}/beat/{group}"
 
     def beat(self, slot: int) -> Mapping[int, int]:
-        if slot != self._own_slot:
-            self._own_slot, self._own = slot, 0
         group, place = divmod(slot, _SLOTS)
-        # Back to nothing well before it would spill over into the neighbour. What the
-        # store holds may be a few ahead of what this session knows of, never behind.
-        step = -self._own if self._own >= _WRAP else 1
-        counts = _unpacked(group, self._keys.add(self._group(group), step << (_BITS * place)))
-        self._own = counts[slot]
+        counts = _unpacked(group, self._keys.add(self._group(group), 1 << (_BITS * place)))
+        if counts[slot] in _WRAPS:
+            # Back to where it began, well before it would spill over into the neighbour. Only
+            # one of all that beat in a slot is told of a number; the second is for where
+            # that one was lost.
+            back = -_WRAPS[0] << (_BITS * place)
+            counts = _unpacked(group, self._keys.add(self._group(group), back))
         return counts
 
     def beats(self, slots: Sequence[int]) -> Mapping[int, int]:

@@ -6,7 +6,7 @@ its record atomic. All keys of a run share a hash tag, so that they are on one s
 
 from __future__ import annotations
 
-from rdzv.dynamic_rendezvous.backend import MAX_STATE_BYTES
+from rdzv.dynamic_rendezvous.backend import MAX_STATE_BYTES, MAX_TICKETS
 
 __all__ = ["ALL", "BEAT", "ENTER", "FETCH", "FORGET", "NAME", "PROBE", "READ", "RECORDS", "SWAP"]
 
@@ -101,11 +101,12 @@ return ticket
 
 RECORDS = (
     _LIMIT
+    + f"local TICKETS = {MAX_TICKETS}"
     + """
 -- KEYS: the log. ARGV: a ticket, the most to return. Returns the records of the tickets above it,
 -- each after its name.
 local tail = tonumber(redis.call('HGET', KEYS[1], 'tail') or 0)
-if not tail then
+if not tail or tail < 0 or tail > TICKETS then
   error({err = 'RDZV-FOREIGN a tail that is no number'})
 end
 local records = {}

@@ -6,15 +6,26 @@ import contextlib
 import copy
 import secrets
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from redis import Redis
 from redis.cluster import RedisCluster
 from redis.exceptions import RedisError
 
-from rdzv.dynamic_rendezvous.backend import MAX_STATE_BYTES, Session, Swap, Token
-from rdzv.errors import RendezvousConnectionError, RendezvousStateError, torch_compatible
+from rdzv.dynamic_rendezvous.backend import (
+    MAX_RECORDS,
+    MAX_STATE_BYTES,
+    Session,
+    Swap,
+    Token,
+)
+from rdzv.errors import (
+    RendezvousConnectionError,
+    RendezvousError,
+    RendezvousStateError,
+    torch_compatible,
+)
 
 from . import scripts
 from .errors import call
@@ -26,8 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Document", "RedisSession", "Run"]
 
-_MANY = 4096
-"""Records in one answer, at most."""
+T = TypeVar("T")
 
 _SLICE = 1000
 """Fields in one command that writes, at most."""
@@ -69,6 +79,7 @@ class Run:
         # What redis-py says of its own types covers text and asynchronous clients as well.
         self.client: Any = client
         self.where = where
+        self.closed = False
         self.ttl = ttl
         self.wait_replicas = wait_replicas
         self.confirm_within = confirm_within
@@ -81,13 +92,14 @@ class Run:
         other = copy.copy(self)
         if isinstance(self.client, Redis):
             pool = self.client.connection_pool
-            other.client = call(
-                self.where, lambda: Redis(connection_pool=pool, single_connection_client=True)
+            other.client = self.call(
+                lambda: Redis(connection_pool=pool, single_connection_client=True)
             )
         return other
 
     def close(self) -> None:
         """Close that connection, from any thread."""
+        self.closed = True
         if isinstance(self.client, Redis) and self.client.connection is not None:
             with contextlib.suppress(RedisError, OSError, ValueError):
                 self.client.connection.disconnect()
@@ -95,7 +107,21 @@ class Run:
     def execute(self, script: str, keys: Sequence[str], args: Sequence[object]) -> Any:
         """Execute one of the scripts."""
         run = self._scripts[script]
-        return call(self.where, lambda: run(keys=keys, args=args, client=self.client))
+        return self.call(lambda: run(keys=keys, args=args, client=self.client))
+
+    def call(self, operation: Callable[[], T]) -> T:
+        """Run an operation of redis-py; its failures become the core's errors."""
+        try:
+            return call(self.where, operation)
+        except RendezvousError:
+            raise
+        except Exception as exc:
+            if not self.closed:
+                raise
+            # A connection that is taken from under its reader fails in ways of its own.
+            raise torch_compatible(RendezvousConnectionError)(
+                f"The connection to the Redis server at {self.where} was closed."
+            ) from exc
 
     @staticmethod
     def names(run_id: str, prefix: str) -> Callable[..., str]:
@@ -164,7 +190,7 @@ class Document:
                 pipeline.wait(run.wait_replicas, round(run.confirm_within * 1000))
                 return int(pipeline.execute()[1])
 
-        confirmed = call(run.where, wait)
+        confirmed = run.call(wait)
         if confirmed < run.wait_replicas:
             raise torch_compatible(RendezvousConnectionError)(
                 f"{confirmed} of {run.wait_replicas} replicas of the Redis server at {run.where} "
@@ -179,7 +205,7 @@ class _Listener:
     def __init__(self, run: Run, channel: str) -> None:
         self.channel = channel
         self._run = run
-        self._pubsub: Any = call(run.where, self._subscribe)
+        self._pubsub: Any = run.call(self._subscribe)
 
     def _subscribe(self) -> Any:
         pubsub = self._run.client.pubsub()
@@ -213,11 +239,11 @@ class _Listener:
                     f"The Redis server at {self._run.where} does not answer any more."
                 )
             else:
-                call(self._run.where, self._pubsub.ping)
+                self._run.call(self._pubsub.ping)
                 asked, quiet_since = True, time.monotonic()
 
     def _next(self, timeout: float) -> Any:
-        return call(self._run.where, lambda: self._pubsub.get_message(timeout=timeout))
+        return self._run.call(lambda: self._pubsub.get_message(timeout=timeout))
 
     def close(self) -> None:
         """End a wait in another thread, too."""
@@ -246,7 +272,6 @@ class RedisSession(Session):
         self._arrived = 0
         """The newest ticket of which it was told."""
         self._renewed = 0.0
-        self._closed = False
 
     def _key(self, name: str) -> str:
         return self._run.key(self._epoch, name)
@@ -302,7 +327,7 @@ class RedisSession(Session):
             return listener, False
         listener = _Listener(self._run, channel)
         self._listeners[channel] = listener
-        if self._closed:
+        if self._run.closed:
             listener.close()
         # It has to be in effect before anything is looked at: wait for the answer.
         for _ in listener.messages(self._run.confirm_within):
@@ -324,7 +349,7 @@ class RedisSession(Session):
         return int(run.execute(scripts.ENTER, keys, args))
 
     def records(self, after: int) -> list[tuple[int, bytes | None]]:
-        found = self._run.execute(scripts.RECORDS, [self._key("log")], [after, _MANY])
+        found = self._run.execute(scripts.RECORDS, [self._key("log")], [after, MAX_RECORDS])
         # A ticket and its record are one write: one without a record was forgotten.
         return [
             (after + 1 + n, b"-" if r is None else r[scripts.NAME :]) for n, r in enumerate(found)
@@ -344,7 +369,7 @@ class RedisSession(Session):
 
     def _tail(self) -> int:
         run = self._run
-        return _number(call(run.where, lambda: run.client.hget(self._key("log"), "tail")) or b"0")
+        return _number(run.call(lambda: run.client.hget(self._key("log"), "tail")) or b"0")
 
     def bury(self, ticket: int) -> None:
         # A ticket and its record are one write here: there are no holes.
@@ -371,7 +396,7 @@ class RedisSession(Session):
         if not slots:
             return {}
         run = self._run
-        found = call(run.where, lambda: run.client.hmget(self._key("beats"), list(slots)))
+        found = run.call(lambda: run.client.hmget(self._key("beats"), list(slots)))
         return {slot: _number(n or b"0") for slot, n in zip(slots, found, strict=True)}
 
     # ------------------------------------------------------------ pieces
@@ -388,7 +413,7 @@ class RedisSession(Session):
                 pipeline.execute()
 
         if items:
-            call(run.where, store)
+            run.call(store)
 
     def fetch(self, nonce: str, names: Sequence[str]) -> list[bytes | None]:
         fields = [f"{nonce}/{name}" for name in names]
@@ -401,7 +426,6 @@ class RedisSession(Session):
         self._run.execute(scripts.FORGET, keys, args)
 
     def close(self) -> None:
-        self._closed = True
         self._run.close()
         for listener in list(self._listeners.values()):
             listener.close()
