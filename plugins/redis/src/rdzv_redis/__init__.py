@@ -1,0 +1,1 @@
+"""rdzv-redis: a rendezvous on Redis and Valkey."""
