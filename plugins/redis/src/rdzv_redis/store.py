@@ -286,30 +286,27 @@ class RedisStore(Store):
     # Talking to the server.
 
     def _change(self, name: str, *arguments: bytes | str | int) -> Any:
-        return self._do("EVALSHA", *arguments, script=self._scripts[name], numbered=True)
+        return self._do(self._link.change, self._scripts[name], self._base, arguments)
 
     def _run(self, name: str, *arguments: bytes | str | int) -> Any:
-        return self._do("EVALSHA", *arguments, script=self._scripts[name])
+        return self._do(self._link.run, self._scripts[name], self._base, arguments)
 
-    def _ask(self, command: str, *arguments: bytes | str | int) -> Any:
-        return self._do(command, *arguments)
+    def _ask(self, *command: bytes | str) -> Any:
+        return self._do(self._link.call, command)
 
-    def _do(
-        self,
-        command: str,
-        *arguments: bytes | str | int,
-        script: _Script | None = None,
-        numbered: bool = False,
-    ) -> Any:
+    def _do(self, operation: Callable[..., Any], *arguments: Any) -> Any:
+        """Do something on the link; the one place where the client's errors become torch's.
+
+        Raises:
+            DistNetworkError: The server cannot be reached, or does not answer.
+            DistStoreError: It answers with an error.
+        """
         now = time.monotonic()
         if now >= self._touch_at:
             self._touch_at = now + self._ttl / _TOUCHES
             self._run("touch")
         try:
-            if script is None:
-                return self._link.call(self._client, (command, *arguments))
-            return self._link.evaluate(self._client, script, self._base, arguments, numbered)
-        # The one place where the client's errors become torch's.
+            return operation(self._client, *arguments)
         except (redis.RedisError, RedisClusterException) as exc:
             text = f"{self._where()}: {exc}"
             for secret in _secrets(self._client):
@@ -370,82 +367,109 @@ class _Link:
 
     def __init__(self) -> None:
         # Taking from a list and putting back is atomic, so no lock is carried through a fork.
-        self._idle: list[_Lane] = []
-        self._process = os.getpid()
+        self.idle: list[_Lane] = []
 
     def call(self, client: Any, command: tuple[Any, ...]) -> Any:
-        """Carry out one command and return its answer, undecoded.
+        """Carry out a command that may be repeated, and return its answer undecoded.
 
         Raises:
             redis.RedisError: As redis-py raises it.
         """
         lane = self._take()
         try:
-            return self._send(client, lane, command)
+            return self._send(client, lane, command, command)
         finally:
-            self._idle.append(lane)
+            self.idle.append(lane)
 
-    def evaluate(
-        self,
-        client: Any,
-        script: _Script,
-        base: bytes,
-        arguments: Sequence[bytes | str | int],
-        numbered: bool,
+    def run(
+        self, client: Any, script: _Script, base: bytes, arguments: Sequence[bytes | str | int]
     ) -> Any:
-        """Carry out a script; one that changes something is numbered.
+        """Carry out a script that may be repeated.
 
         Raises:
             redis.RedisError: As redis-py raises it.
         """
         lane = self._take()
         try:
-            if numbered:
-                lane.number += 1
-                arguments = (lane.name, lane.number, *arguments)
-            try:
-                return self._send(client, lane, ("EVALSHA", script.sha, 1, base, *arguments))
-            except NoScriptError:
-                # The number stays: an earlier attempt may have got through.
-                return self._send(client, lane, ("EVAL", script.source, 1, base, *arguments))
+            command = (1, base, *arguments)
+            return self._evaluate(client, lane, script, command, command)
         finally:
-            self._idle.append(lane)
+            self.idle.append(lane)
+
+    def change(
+        self, client: Any, script: _Script, base: bytes, arguments: Sequence[bytes | str | int]
+    ) -> Any:
+        """Carry out a script that changes something, once.
+
+        Raises:
+            redis.RedisError: As redis-py raises it.
+        """
+        lane = self._take()
+        lane.number += 1
+        try:
+            first = (1, base, lane.name, -lane.number, *arguments)
+            again = (1, base, lane.name, lane.number, *arguments)
+            return self._evaluate(client, lane, script, first, again)
+        finally:
+            self.idle.append(lane)
 
     def _take(self) -> _Lane:
-        if os.getpid() != self._process:
-            # The connections are the parent's, and so are the names.
-            self._idle = []
-            self._process = os.getpid()
         try:
-            return self._idle.pop()
+            return self.idle.pop()
         except IndexError:
             return _Lane()
 
+    def _evaluate(
+        self,
+        client: Any,
+        lane: _Lane,
+        script: _Script,
+        first: tuple[Any, ...],
+        again: tuple[Any, ...],
+    ) -> Any:
+        by_digest = ("EVALSHA", script.sha)
+        try:
+            return self._send(client, lane, by_digest + first, by_digest + again)
+        except NoScriptError:
+            # Not the first attempt: an earlier one may have got through before a restart.
+            command = ("EVAL", script.source, *again)
+            return self._send(client, lane, command, command)
+
     @staticmethod
-    def _send(client: Any, lane: _Lane, command: tuple[Any, ...]) -> Any:
+    def _send(client: Any, lane: _Lane, first: tuple[Any, ...], again: tuple[Any, ...]) -> Any:
         pool = getattr(client, "connection_pool", None)
         if pool is not None:
-            if lane.connection is None:
-                lane.connection = pool.get_connection()
+            connection = lane.connection
+            if connection is None:
+                connection = lane.connection = pool.get_connection()
             try:
-                lane.connection.send_command(*command, check_health=False)
-                return lane.connection.read_response(disable_decoding=True)
+                connection.send_command(*first, check_health=False)
+                return connection.read_response(disable_decoding=True)
             except redis.ResponseError:
                 raise
             except BaseException as exc:
                 # An answer may still be under way, which must not reach the next caller.
-                lane.connection.disconnect()
-                pool.release(lane.connection)
                 lane.connection = None
+                connection.disconnect()
+                pool.release(connection)
                 if not isinstance(exc, redis.ConnectionError | redis.TimeoutError):
                     raise
-        return client.execute_command(*command, **{NEVER_DECODE: True})
+        return client.execute_command(*again, **{NEVER_DECODE: True})
 
 
 _UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, ClusterError, RedisClusterException)
 
 _links: WeakKeyDictionary[Any, _Link] = WeakKeyDictionary()
 _alive: set[RedisStore] = set()
+
+
+def _after_fork() -> None:
+    """In a forked child: the connections are the parent's, and so are the lanes' names."""
+    for link in list(_links.values()):
+        link.idle = []
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _settings(client: Any) -> dict[str, Any]:
@@ -515,9 +539,19 @@ local base = KEYS[1]
 local values, queues, once = base .. ':values', base .. ':queues', base .. ':once'
 """
 
-# A change is [lane, number, ...]. The server keeps the last answer of each lane.
+# A change is [lane, number, ...]; a number below zero says that it is sent for
+# the first time. The server keeps the last answer of each lane.
 _CHANGE = """
 local lane, number = ARGV[1], ARGV[2]
+if string.byte(number) == 45 then
+  number = string.sub(number, 2) .. ':'
+else
+  number = number .. ':'
+  local last = redis.call('HGET', once, lane)
+  if last and string.sub(last, 1, #number) == number then
+    return string.sub(last, #number + 1)
+  end
+end
 local function keep(key)
   if redis.call('PTTL', key) < 0 then redis.call('PEXPIRE', key, TTL) end
 end
@@ -531,33 +565,36 @@ local function wake(name)
     redis.call('PEXPIRE', base .. ':wake:' .. waiter, 10000)
   end
 end
-local function done(key, answer)
-  keep(key)
-  if redis.call('HSET', once, lane, number .. ':' .. answer) == 1 then keep(once) end
+local function done(answer)
+  if redis.call('HSET', once, lane, number .. answer) == 1 then keep(once) end
   return answer
 end
-local last = redis.call('HGET', once, lane)
-if last and string.sub(last, 1, #number + 1) == number .. ':' then
-  return string.sub(last, #number + 2)
+local function put(name, value)
+  if redis.call('HSET', values, name, value) == 1 then keep(values) end
+  wake(name)
 end
 """
 
 _SCRIPTS = {
     "set": _CHANGE
     + """
-for i = 3, #ARGV, 2 do
-  redis.call('HSET', values, ARGV[i], ARGV[i + 1])
-  wake(ARGV[i])
-end
-return done(values, '')
+for i = 3, #ARGV, 2 do put(ARGV[i], ARGV[i + 1]) end
+return done('')
 """,
-    # The answer is read as text: Lua's numbers have 53 bits.
+    # Lua's numbers have 53 bits; a larger one is read as text. What is added to a
+    # key that is not there is the amount itself.
     "add": _CHANGE
     + """
 local answer = redis.pcall('HINCRBY', values, ARGV[3], ARGV[4])
 if type(answer) == 'table' then return answer end
+if answer < 1e15 and answer > -1e15 then
+  answer = string.format('%d', answer)
+else
+  answer = redis.call('HGET', values, ARGV[3])
+end
+if answer == ARGV[4] then keep(values) end
 wake(ARGV[3])
-return done(values, redis.call('HGET', values, ARGV[3]))
+return done(answer)
 """,
     # One that lost changed nothing, and may be asked again.
     "compare_set": _CHANGE
@@ -565,9 +602,8 @@ return done(values, redis.call('HGET', values, ARGV[3]))
 local current = redis.call('HGET', values, ARGV[3])
 if current and current ~= ARGV[4] then return {current} end
 if not current and ARGV[4] ~= '' then return false end
-redis.call('HSET', values, ARGV[3], ARGV[5])
-wake(ARGV[3])
-return done(values, '1')
+put(ARGV[3], ARGV[5])
+return done('1')
 """,
     "append": _CHANGE
     + """
@@ -575,22 +611,22 @@ local value = redis.call('HGET', values, ARGV[3]) or ''
 if #value + #ARGV[4] > tonumber(ARGV[5]) then
   return redis.error_reply('ERR the value would have more than ' .. ARGV[5] .. ' bytes')
 end
-redis.call('HSET', values, ARGV[3], value .. ARGV[4])
-wake(ARGV[3])
-return done(values, '')
+put(ARGV[3], value .. ARGV[4])
+return done('')
 """,
     "delete_key": _CHANGE
     + """
 if redis.call('HDEL', values, ARGV[3]) == 0 then return false end
-return done(values, '1')
+return done('1')
 """,
     # A queue is two counters, its head and its tail, and the items between them.
     "push": _CHANGE
     + """
 local tail = redis.call('HINCRBY', queues, 't' .. ARGV[3], 1)
 redis.call('HSET', queues, 'i' .. tail .. ':' .. ARGV[3], ARGV[4])
+if tail == 1 then keep(queues) end
 wake(ARGV[3])
-return done(queues, '')
+return done('')
 """,
     "pop": _CHANGE
     + """
@@ -608,7 +644,7 @@ redis.call('HDEL', queues, 'i' .. head .. ':' .. ARGV[3])
 if head == tonumber(tail) then
   redis.call('HDEL', queues, 'h' .. ARGV[3], 't' .. ARGV[3])
 end
-return done(queues, item)
+return done(item)
 """,
     "look": """
 for i = 3, #ARGV do
