@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import os
@@ -36,6 +37,9 @@ _HOST = "127.0.0.1"
 
 _ATTEMPTS = 5
 """How many ports are tried: between choosing one and listening somebody else may take it."""
+
+_HIGHEST_PORT = 65535 - 10_000
+"""The highest port that is chosen: a cluster's nodes talk 10,000 ports higher."""
 
 _PATIENCE = 5.0
 """Seconds that a server that was asked to end has for it."""
@@ -371,10 +375,14 @@ def _out(supervisor: subprocess.Popen[bytes]) -> io.FileIO:
 
 
 def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind((_HOST, 0))
-        port: int = listener.getsockname()[1]
-        return port
+    with contextlib.ExitStack() as listeners:
+        while True:
+            # Those that do not fit stay open, so that each is another one.
+            listener = listeners.enter_context(socket.socket())
+            listener.bind((_HOST, 0))
+            port: int = listener.getsockname()[1]
+            if port <= _HIGHEST_PORT:
+                return port
 
 
 def _find_binary() -> str:
