@@ -18,7 +18,7 @@ from redis.exceptions import ClusterError, NoScriptError, RedisClusterException
 from torch.distributed import DistNetworkError, DistStoreError, QueueEmptyError, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from redis.cluster import RedisCluster
 
@@ -382,22 +382,21 @@ class _Link:
             self.idle.append(lane)
 
     def run(
-        self, client: Any, script: _Script, base: bytes, arguments: Sequence[bytes | str | int]
+        self, client: Any, script: _Script, base: bytes, arguments: tuple[bytes | str | int, ...]
     ) -> Any:
         """Carry out a script that may be repeated.
 
         Raises:
             redis.RedisError: As redis-py raises it.
         """
-        lane = self._take()
+        command = ("EVALSHA", script.sha, 1, base, *arguments)
         try:
-            command = (1, base, *arguments)
-            return self._evaluate(client, lane, script, command, command)
-        finally:
-            self.idle.append(lane)
+            return self.call(client, command)
+        except NoScriptError:
+            return self.call(client, ("EVAL", script.source, *command[2:]))
 
     def change(
-        self, client: Any, script: _Script, base: bytes, arguments: Sequence[bytes | str | int]
+        self, client: Any, script: _Script, base: bytes, arguments: tuple[bytes | str | int, ...]
     ) -> Any:
         """Carry out a script that changes something, once.
 
@@ -405,11 +404,16 @@ class _Link:
             redis.RedisError: As redis-py raises it.
         """
         lane = self._take()
-        lane.number += 1
+        number = lane.number = lane.number + 1
         try:
-            first = (1, base, lane.name, -lane.number, *arguments)
-            again = (1, base, lane.name, lane.number, *arguments)
-            return self._evaluate(client, lane, script, first, again)
+            first = ("EVALSHA", script.sha, 1, base, lane.name, -number, *arguments)
+            again = (*first[:5], number, *arguments)
+            try:
+                return self._send(client, lane, first, again)
+            except NoScriptError:
+                # Not the first attempt: an earlier one may have got through before a restart.
+                again = ("EVAL", script.source, *again[2:])
+                return self._send(client, lane, again, again)
         finally:
             self.idle.append(lane)
 
@@ -418,22 +422,6 @@ class _Link:
             return self.idle.pop()
         except IndexError:
             return _Lane()
-
-    def _evaluate(
-        self,
-        client: Any,
-        lane: _Lane,
-        script: _Script,
-        first: tuple[Any, ...],
-        again: tuple[Any, ...],
-    ) -> Any:
-        by_digest = ("EVALSHA", script.sha)
-        try:
-            return self._send(client, lane, by_digest + first, by_digest + again)
-        except NoScriptError:
-            # Not the first attempt: an earlier one may have got through before a restart.
-            command = ("EVAL", script.source, *again)
-            return self._send(client, lane, command, command)
 
     @staticmethod
     def _send(client: Any, lane: _Lane, first: tuple[Any, ...], again: tuple[Any, ...]) -> Any:
@@ -533,16 +521,18 @@ class _Script:
 
 
 # The keys are named in the scripts, not handed to them one by one: all begin
-# with KEYS[1] and are in its slot.
+# with KEYS[1] and are in its slot. TTL stands for the time to live. The scripts
+# are put together from pieces of text: making functions costs Lua more time than
+# the commands take.
 _KEYS = """
 local base = KEYS[1]
 local values, queues, once = base .. ':values', base .. ':queues', base .. ':once'
 """
 
-# A change is [lane, number, ...]; a number below zero says that it is sent for
-# the first time. The server keeps the last answer of each lane.
+# A change is [lane, number, name, ...]; a number below zero says that it is sent
+# for the first time. The server keeps the last answer of each lane.
 _CHANGE = """
-local lane, number = ARGV[1], ARGV[2]
+local lane, number, name = ARGV[1], ARGV[2], ARGV[3]
 if string.byte(number) == 45 then
   number = string.sub(number, 2) .. ':'
 else
@@ -552,107 +542,132 @@ else
     return string.sub(last, #number + 1)
   end
 end
-local function keep(key)
-  if redis.call('PTTL', key) < 0 then redis.call('PEXPIRE', key, TTL) end
-end
-local function wake(name)
-  local waiting = base .. ':waiting:' .. name
-  local waiters = redis.call('SMEMBERS', waiting)
-  if #waiters == 0 then return end
+"""
+
+_WAKE = """
+local waiting = base .. ':waiting:' .. name
+local waiters = redis.call('SMEMBERS', waiting)
+if #waiters > 0 then
   redis.call('DEL', waiting)
   for _, waiter in ipairs(waiters) do
     redis.call('RPUSH', base .. ':wake:' .. waiter, '')
     redis.call('PEXPIRE', base .. ':wake:' .. waiter, 10000)
   end
 end
-local function done(answer)
-  if redis.call('HSET', once, lane, number .. answer) == 1 then keep(once) end
-  return answer
-end
-local function put(name, value)
-  if redis.call('HSET', values, name, value) == 1 then keep(values) end
-  wake(name)
-end
 """
 
+_WAIT = """
+redis.call('SADD', base .. ':waiting:' .. name, waiter)
+redis.call('PEXPIRE', base .. ':waiting:' .. name, patience)
+"""
+
+
+def _keep(key: str) -> str:
+    return f"if redis.call('PTTL', {key}) < 0 then redis.call('PEXPIRE', {key}, TTL) end\n"
+
+
+def _put(value: str) -> str:
+    return f"""
+if redis.call('HSET', values, name, {value}) == 1 then
+  {_keep("values")}
+end
+{_WAKE}
+"""
+
+
+def _done(answer: str) -> str:
+    return f"""
+if redis.call('HSET', once, lane, number .. {answer}) == 1 then
+  {_keep("once")}
+end
+return {answer}
+"""
+
+
 _SCRIPTS = {
-    "set": _CHANGE
-    + """
-for i = 3, #ARGV, 2 do put(ARGV[i], ARGV[i + 1]) end
-return done('')
+    "set": f"""
+{_CHANGE}
+for i = 3, #ARGV, 2 do
+  name = ARGV[i]
+  {_put("ARGV[i + 1]")}
+end
+{_done("''")}
 """,
     # Lua's numbers have 53 bits; a larger one is read as text. What is added to a
     # key that is not there is the amount itself.
-    "add": _CHANGE
-    + """
-local answer = redis.pcall('HINCRBY', values, ARGV[3], ARGV[4])
+    "add": f"""
+{_CHANGE}
+local answer = redis.pcall('HINCRBY', values, name, ARGV[4])
 if type(answer) == 'table' then return answer end
 if answer < 1e15 and answer > -1e15 then
   answer = string.format('%d', answer)
 else
-  answer = redis.call('HGET', values, ARGV[3])
+  answer = redis.call('HGET', values, name)
 end
-if answer == ARGV[4] then keep(values) end
-wake(ARGV[3])
-return done(answer)
+if answer == ARGV[4] then
+  {_keep("values")}
+end
+{_WAKE}
+{_done("answer")}
 """,
     # One that lost changed nothing, and may be asked again.
-    "compare_set": _CHANGE
-    + """
-local current = redis.call('HGET', values, ARGV[3])
-if current and current ~= ARGV[4] then return {current} end
+    "compare_set": f"""
+{_CHANGE}
+local current = redis.call('HGET', values, name)
+if current and current ~= ARGV[4] then return {{current}} end
 if not current and ARGV[4] ~= '' then return false end
-put(ARGV[3], ARGV[5])
-return done('1')
+{_put("ARGV[5]")}
+{_done("'1'")}
 """,
-    "append": _CHANGE
-    + """
-local value = redis.call('HGET', values, ARGV[3]) or ''
+    "append": f"""
+{_CHANGE}
+local value = redis.call('HGET', values, name) or ''
 if #value + #ARGV[4] > tonumber(ARGV[5]) then
   return redis.error_reply('ERR the value would have more than ' .. ARGV[5] .. ' bytes')
 end
-put(ARGV[3], value .. ARGV[4])
-return done('')
+{_put("value .. ARGV[4]")}
+{_done("''")}
 """,
-    "delete_key": _CHANGE
-    + """
-if redis.call('HDEL', values, ARGV[3]) == 0 then return false end
-return done('1')
+    "delete_key": f"""
+{_CHANGE}
+if redis.call('HDEL', values, name) == 0 then return false end
+{_done("'1'")}
 """,
     # A queue is two counters, its head and its tail, and the items between them.
-    "push": _CHANGE
-    + """
-local tail = redis.call('HINCRBY', queues, 't' .. ARGV[3], 1)
-redis.call('HSET', queues, 'i' .. tail .. ':' .. ARGV[3], ARGV[4])
-if tail == 1 then keep(queues) end
-wake(ARGV[3])
-return done('')
+    "push": f"""
+{_CHANGE}
+local tail = redis.call('HINCRBY', queues, 't' .. name, 1)
+redis.call('HSET', queues, 'i' .. tail .. ':' .. name, ARGV[4])
+if tail == 1 then
+  {_keep("queues")}
+end
+{_WAKE}
+{_done("''")}
 """,
-    "pop": _CHANGE
-    + """
-local tail = redis.call('HGET', queues, 't' .. ARGV[3])
+    "pop": f"""
+{_CHANGE}
+local tail = redis.call('HGET', queues, 't' .. name)
 if not tail then
   if ARGV[4] then
-    redis.call('SADD', base .. ':waiting:' .. ARGV[3], ARGV[4])
-    redis.call('PEXPIRE', base .. ':waiting:' .. ARGV[3], ARGV[5])
+    local waiter, patience = ARGV[4], ARGV[5]
+    {_WAIT}
   end
   return false
 end
-local head = redis.call('HINCRBY', queues, 'h' .. ARGV[3], 1)
-local item = redis.call('HGET', queues, 'i' .. head .. ':' .. ARGV[3])
-redis.call('HDEL', queues, 'i' .. head .. ':' .. ARGV[3])
-if head == tonumber(tail) then
-  redis.call('HDEL', queues, 'h' .. ARGV[3], 't' .. ARGV[3])
-end
-return done(item)
+local head = redis.call('HINCRBY', queues, 'h' .. name, 1)
+local place = 'i' .. head .. ':' .. name
+local item = redis.call('HGET', queues, place)
+redis.call('HDEL', queues, place)
+if head == tonumber(tail) then redis.call('HDEL', queues, 'h' .. name, 't' .. name) end
+{_done("item")}
 """,
-    "look": """
+    "look": f"""
+local waiter, patience = ARGV[1], ARGV[2]
 for i = 3, #ARGV do
   local name = ARGV[i]
   if redis.call('HEXISTS', values, name) + redis.call('HEXISTS', queues, 't' .. name) == 0 then
-    if ARGV[1] ~= '' then
-      redis.call('SADD', base .. ':waiting:' .. name, ARGV[1])
-      redis.call('PEXPIRE', base .. ':waiting:' .. name, ARGV[2])
+    if waiter ~= '' then
+      {_WAIT}
     end
     return i - 3
   end
