@@ -1,0 +1,690 @@
+"""RedisStore: torch's key-value store on Redis or Valkey."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import os
+import secrets
+import time
+from datetime import timedelta
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from weakref import WeakKeyDictionary
+
+import redis
+from redis.client import NEVER_DECODE
+from redis.exceptions import ClusterError, NoScriptError, RedisClusterException
+from torch.distributed import DistNetworkError, DistStoreError, QueueEmptyError, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from redis.cluster import RedisCluster
+
+__all__ = ["DEFAULT_TIMEOUT", "DEFAULT_TTL", "LARGEST_VALUE", "RedisStore"]
+
+DEFAULT_TIMEOUT = timedelta(minutes=5)
+"""How long a store waits unless it is told otherwise, as in torch."""
+
+DEFAULT_TTL = 7200.0
+"""Seconds that the data outlives its last use."""
+
+LARGEST_VALUE = 512 * 1024 * 1024
+"""Bytes of the largest value: what Redis takes in one string."""
+
+Data: TypeAlias = "str | bytes | bytearray"
+
+_PACE = 3.0
+"""Seconds after which one who waits looks again although nobody woke it: the push may be lost."""
+
+_TOUCHES = 8
+"""How often within the time to live a store that is used extends it."""
+
+_CHUNK = 1000
+"""Keys that one look of a wait takes."""
+
+_SMALLEST, _LARGEST = -(2**63), 2**63 - 1
+
+
+class RedisStore(Store):
+    """A ``torch.distributed.Store`` whose data is on a Redis or Valkey server.
+
+    It behaves as TCPStore does. All values are in one hash, all queues in
+    another, so that a few keys, whose time to live is extended together, are all
+    that there is. One who waits sleeps in a blocking command; a write wakes those
+    who said that they wait for its key, in the same script that writes.
+
+    Every change carries a number of its own, under which the server keeps its
+    answer. redis-py may repeat a command whose answer was lost with the
+    connection: nothing takes effect twice, ``add``, ``append``, ``compare_set``,
+    ``delete_key`` and the queues included, and what is answered is the first
+    answer. How often it repeats is the client's setting (``retry``), and bounds
+    how long an operation goes on while the server cannot be reached.
+
+    Threads share a store, and one that waits holds up no other; each thread that
+    is within a call has a connection of the client's pool, which must allow for
+    them (``max_connections``, 100 in redis-py). A forked child may go on with it.
+
+    What is different from TCPStore:
+
+    - ``set`` is acknowledged: it returns when the server has the value, and fails
+      if it has not. TCPStore's does not wait.
+    - ``add`` to what is no decimal number without spaces, leading zeros or a plus
+      sign, or beyond 64 bits, is a DistStoreError that changes nothing. TCPStore
+      takes the number at the beginning of the text, wraps around at 64 bits, and
+      drops the connection where there is no number.
+    - ``wait`` with a timeout of zero looks once; TCPStore's always fails.
+      A negative one is a ValueError; TCPStore's then waits for ever.
+    - ``wait`` takes several keys one after another. One that was set and deleted
+      again before its turn is waited for; in TCPStore it has been there.
+    - Data nobody uses through a store for ``ttl`` seconds is gone.
+
+    Through ``PrefixStore`` torch's bindings forward neither ``delete_key`` and
+    ``num_keys`` (RuntimeError: a pure virtual function) nor ``list_keys`` and the
+    queues (NotImplementedError) to a store written in Python. Call these on the
+    store itself.
+
+    torch's bindings do not keep a Python store alive either that a PrefixStore or
+    a process group uses, or that ``PrefixStore.clone`` makes. Each store therefore
+    keeps itself alive until ``close``; it is small, and its connections are the
+    client's.
+
+    Args:
+        client: The client, which stays the caller's. Its retries, timeouts,
+            TLS and passwords are what the store has.
+        prefix: What the names of all keys begin with, the same for all that share
+            the data. It contains a hash tag (``rdzv:{run}:store``), because in a
+            cluster all keys must be in one slot.
+        timeout: How long to wait where no other time is said.
+        ttl: Seconds that the data outlives the last use of any store on it.
+
+    Raises:
+        ValueError: The prefix has no hash tag, or ``ttl`` is not above zero.
+    """
+
+    timeout: timedelta  # A property of torch's, which its stubs do not have.
+
+    def __init__(
+        self,
+        client: redis.Redis | RedisCluster,
+        prefix: str,
+        timeout: timedelta = DEFAULT_TIMEOUT,
+        ttl: float = DEFAULT_TTL,
+    ) -> None:
+        super().__init__()
+        start = prefix.find("{") + 1
+        if not start or prefix.find("}", start) <= start:
+            raise ValueError(f"The prefix {prefix!r} needs a hash tag, like rdzv:{{run}}:store.")
+        if not ttl > 0:
+            raise ValueError(f"The time to live is {ttl} seconds; it must be above zero.")
+        self.set_timeout(timeout)
+        self._client: Any = client
+        self._prefix = prefix
+        self._ttl = ttl
+        self._base = prefix.encode()
+        self._values = self._base + b":values"
+        self._queues = self._base + b":queues"
+        self._scripts = _scripts(max(1, round(ttl * 1000)))
+        self._link = _links.setdefault(client, _Link())
+        self._touch_at = time.monotonic() + ttl / _TOUCHES
+        self._pace = min(_PACE, (_socket_timeout(client) or 2 * _PACE) / 2)
+        _alive.add(self)
+
+    def close(self) -> None:
+        """Let the store be freed. Neither a PrefixStore nor a process group may use it any more."""
+        _alive.discard(self)
+
+    def __repr__(self) -> str:
+        return f"RedisStore({self._where()}, prefix={self._prefix!r})"
+
+    # Values.
+
+    def set(self, key: Data, value: Data) -> None:
+        self._change("set", _name(key), _value(value))
+
+    def get(self, key: Data) -> bytes:
+        name = _name(key)
+        value: bytes | None = self._ask("HGET", self._values, name)
+        if value is not None:
+            return value
+        return self._get_all([name], lambda: [self._ask("HGET", self._values, name)])[0]
+
+    def add(self, key: Data, amount: int) -> int:
+        try:
+            amount = operator.index(amount)
+        except TypeError as exc:
+            raise TypeError(f"The amount must be an int, not {type(amount).__name__}.") from exc
+        if not _SMALLEST <= amount <= _LARGEST:
+            raise TypeError(f"The amount {amount} does not fit into 64 bits.")
+        return int(self._change("add", _name(key), amount))
+
+    def compare_set(self, key: Data, expected_value: Data, desired_value: Data) -> bytes:
+        expected, desired = _value(expected_value), _value(desired_value)
+        answer = self._change("compare_set", _name(key), expected, desired)
+        if isinstance(answer, list):
+            return cast("bytes", answer[0])
+        return desired if answer else expected
+
+    def append(self, key: Data, value: Data) -> None:
+        self._change("append", _name(key), _value(value), LARGEST_VALUE)
+
+    def delete_key(self, key: Data) -> bool:
+        return self._change("delete_key", _name(key)) is not None
+
+    def num_keys(self) -> int:
+        return int(self._ask("HLEN", self._values))
+
+    def list_keys(self) -> list[str]:
+        return [name.decode() for name in self._ask("HKEYS", self._values)]
+
+    def multi_get(self, keys: Iterable[Data]) -> list[bytes]:
+        names = _names(keys)
+        if not names:
+            return []
+        return self._get_all(names, lambda: self._ask("HMGET", self._values, *names))
+
+    def multi_set(self, keys: Iterable[Data], values: Iterable[Data]) -> None:
+        names = _names(keys)
+        stored = [_value(value) for value in _listed(values)]
+        if len(names) != len(stored):
+            raise DistStoreError("multiSet keys and values vectors must be of same size")
+        if names:
+            pairs = zip(names, stored, strict=True)
+            self._change("set", *(part for pair in pairs for part in pair))
+
+    def has_extended_api(self) -> bool:
+        return True
+
+    def clone(self) -> RedisStore:
+        return RedisStore(self._client, self._prefix, self.timeout, self._ttl)
+
+    # Queues.
+
+    def queue_push(self, key: Data, value: Data) -> None:
+        self._change("push", _name(key), _value(value))
+
+    def queue_pop(self, key: Data, block: bool = True) -> bytes:
+        name = _name(key)
+        wait = _Wait(self.timeout, [name]) if block else None
+        while True:
+            waiter = (wait.waiter, self._patience) if wait else ()
+            item: bytes | None = self._change("pop", name, *waiter)
+            if item is not None:
+                return item
+            if wait is None:
+                raise QueueEmptyError("queue is empty")
+            self._sleep(wait)
+
+    def queue_len(self, key: Data) -> int:
+        name = _name(key)
+        head, tail = self._ask("HMGET", self._queues, b"h" + name, b"t" + name)
+        return int(tail or 0) - int(head or 0)
+
+    # Waiting.
+
+    def check(self, keys: Iterable[Data]) -> bool:
+        return self._first_missing(_names(keys)) is None
+
+    def wait(self, keys: Iterable[Data], timeout: timedelta | float | None = None) -> None:
+        names = _names(keys)
+        self._wait_for(_Wait(self.timeout if timeout is None else timeout, names))
+
+    def _wait_for(self, wait: _Wait) -> None:
+        seen = 0
+        while True:
+            missing = self._first_missing(wait.names, seen, wait.waiter, self._patience)
+            if missing is None:
+                return
+            seen = missing
+            self._sleep(wait)
+
+    def _get_all(self, names: list[bytes], read: Callable[[], list[bytes | None]]) -> list[bytes]:
+        found = read()
+        wait = None
+        while None in found:
+            wait = wait or _Wait(self.timeout, names)
+            self._wait_for(wait)
+            found = read()
+            # As in TCPStore, the value of a key that has only a queue is empty.
+            found = [
+                b"" if value is None and self._is_queue(name) else value
+                for name, value in zip(names, found, strict=True)
+            ]
+        return cast("list[bytes]", found)
+
+    def _is_queue(self, name: bytes) -> bool:
+        return bool(self._ask("HEXISTS", self._queues, b"t" + name))
+
+    @property
+    def _patience(self) -> int:
+        """Milliseconds that one who waits is known for: until it looks again, and some more."""
+        return round(3000 * self._pace)
+
+    def _first_missing(
+        self, names: list[bytes], start: int = 0, waiter: str = "", patience: int = 0
+    ) -> int | None:
+        """Look which key is the first that is missing, and register there to be woken."""
+        for begin in range(start, len(names), _CHUNK):
+            chunk = names[begin : begin + _CHUNK]
+            index = self._run("look", waiter, patience, *chunk)
+            if index >= 0:
+                return begin + int(index)
+        return None
+
+    def _sleep(self, wait: _Wait) -> None:
+        """Sleep until woken or until it is time to look again."""
+        left = wait.deadline - time.monotonic()
+        if left <= 0:
+            raise DistStoreError(
+                f"wait timeout after {wait.milliseconds}ms, keys: "
+                + ", ".join("/" + name.decode(errors="replace") for name in wait.names)
+            )
+        seconds = max(0.001, min(left, self._pace))
+        self._ask("BLPOP", b"%b:wake:%b" % (self._base, wait.waiter.encode()), f"{seconds:.3f}")
+
+    # Talking to the server.
+
+    def _change(self, name: str, *arguments: bytes | str | int) -> Any:
+        return self._do(self._link.change, self._scripts[name], self._base, arguments)
+
+    def _run(self, name: str, *arguments: bytes | str | int) -> Any:
+        return self._do(self._link.run, self._scripts[name], self._base, arguments)
+
+    def _ask(self, *command: bytes | str) -> Any:
+        return self._do(self._link.call, command)
+
+    def _do(self, operation: Callable[..., Any], *arguments: Any) -> Any:
+        """Do something on the link; the one place where the client's errors become torch's.
+
+        Raises:
+            DistNetworkError: The server cannot be reached, or does not answer.
+            DistStoreError: It answers with an error.
+        """
+        now = time.monotonic()
+        if now >= self._touch_at:
+            self._touch_at = now + self._ttl / _TOUCHES
+            self._run("touch")
+        try:
+            return operation(self._client, *arguments)
+        except (redis.RedisError, RedisClusterException) as exc:
+            text = f"{self._where()}: {exc}"
+            for secret in _secrets(self._client):
+                text = text.replace(secret, "***")
+            if isinstance(exc, _UNREACHABLE):
+                raise DistNetworkError(text) from exc
+            raise DistStoreError(text) from exc
+
+    def _where(self) -> str:
+        """Name the server in messages."""
+        settings = _settings(self._client)
+        if "path" in settings:
+            return f"Redis at {settings['path']}"
+        pool = getattr(self._client, "connection_pool", None)
+        if service := getattr(pool, "service_name", None):
+            return f"Redis service {service!r}"
+        if pool is None:
+            nodes = (f"{node.host}:{node.port}" for node in self._client.get_nodes())
+            return f"Redis cluster at {', '.join(nodes)}"
+        return f"Redis at {settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
+
+
+class _Wait:
+    """What one call waits for and until when, and the name under which it is woken."""
+
+    def __init__(self, timeout: timedelta | float, names: list[bytes]) -> None:
+        if not isinstance(timeout, timedelta):
+            # torch takes a float as seconds, but no int.
+            if not isinstance(timeout, float):
+                raise TypeError(f"A timeout is a timedelta, not {type(timeout).__name__}.")
+            timeout = timedelta(seconds=timeout)
+        seconds = timeout.total_seconds()
+        if seconds < 0:
+            raise ValueError(f"The timeout is {seconds} seconds; it must not be below zero.")
+        self.names = names
+        self.milliseconds = int(seconds * 1000)
+        self.deadline = time.monotonic() + seconds
+        # A name that no other call has: who is woken late wakes nobody else.
+        self.waiter = secrets.token_hex(8)
+
+
+class _Lane:
+    """One caller at a time: a connection of its own, and the numbers of its changes."""
+
+    def __init__(self) -> None:
+        self.name = secrets.token_hex(8)
+        self.number = 0
+        self.connection: Any = None
+
+
+class _Link:
+    """The lanes of one client, shared by the stores on it.
+
+    redis-py's way through the pool, its hooks and its retries costs more than the
+    server takes. A lane keeps its connection and goes this way only if something
+    went wrong, and always where the client is a cluster's.
+    """
+
+    def __init__(self) -> None:
+        # Taking from a list and putting back is atomic, so no lock is carried through a fork.
+        self.idle: list[_Lane] = []
+
+    def call(self, client: Any, command: tuple[Any, ...]) -> Any:
+        """Carry out a command that may be repeated, and return its answer undecoded.
+
+        Raises:
+            redis.RedisError: As redis-py raises it.
+        """
+        lane = self._take()
+        try:
+            return self._send(client, lane, command, command)
+        finally:
+            self.idle.append(lane)
+
+    def run(
+        self, client: Any, script: _Script, base: bytes, arguments: tuple[bytes | str | int, ...]
+    ) -> Any:
+        """Carry out a script that may be repeated.
+
+        Raises:
+            redis.RedisError: As redis-py raises it.
+        """
+        command = ("EVALSHA", script.sha, 1, base, *arguments)
+        try:
+            return self.call(client, command)
+        except NoScriptError:
+            return self.call(client, ("EVAL", script.source, *command[2:]))
+
+    def change(
+        self, client: Any, script: _Script, base: bytes, arguments: tuple[bytes | str | int, ...]
+    ) -> Any:
+        """Carry out a script that changes something, once.
+
+        Raises:
+            redis.RedisError: As redis-py raises it.
+        """
+        lane = self._take()
+        number = lane.number = lane.number + 1
+        try:
+            first = ("EVALSHA", script.sha, 1, base, lane.name, -number, *arguments)
+            again = (*first[:5], number, *arguments)
+            try:
+                return self._send(client, lane, first, again)
+            except NoScriptError:
+                # Not the first attempt: an earlier one may have got through before a restart.
+                again = ("EVAL", script.source, *again[2:])
+                return self._send(client, lane, again, again)
+        finally:
+            self.idle.append(lane)
+
+    def _take(self) -> _Lane:
+        try:
+            return self.idle.pop()
+        except IndexError:
+            return _Lane()
+
+    @staticmethod
+    def _send(client: Any, lane: _Lane, first: tuple[Any, ...], again: tuple[Any, ...]) -> Any:
+        pool = getattr(client, "connection_pool", None)
+        if pool is not None:
+            connection = lane.connection
+            if connection is None:
+                connection = lane.connection = pool.get_connection()
+            try:
+                connection.send_command(*first, check_health=False)
+                return connection.read_response(disable_decoding=True)
+            except redis.ResponseError:
+                raise
+            except BaseException as exc:
+                # An answer may still be under way, which must not reach the next caller.
+                lane.connection = None
+                connection.disconnect()
+                pool.release(connection)
+                if not isinstance(exc, redis.ConnectionError | redis.TimeoutError):
+                    raise
+        return client.execute_command(*again, **{NEVER_DECODE: True})
+
+
+_UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, ClusterError, RedisClusterException)
+
+_links: WeakKeyDictionary[Any, _Link] = WeakKeyDictionary()
+_alive: set[RedisStore] = set()
+
+
+def _after_fork() -> None:
+    """In a forked child: the connections are the parent's, and so are the lanes' names."""
+    for link in list(_links.values()):
+        link.idle = []
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _settings(client: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = client.get_connection_kwargs()
+    return settings
+
+
+def _socket_timeout(client: Any) -> float | None:
+    seconds: float | None = _settings(client).get("socket_timeout")
+    return seconds
+
+
+def _secrets(client: Any) -> list[str]:
+    password = _settings(client).get("password")
+    return [str(password)] if password else []
+
+
+def _bytes(data: Data, what: str) -> bytes:
+    if isinstance(data, str):
+        try:
+            return data.encode()
+        except UnicodeEncodeError as exc:
+            raise TypeError(f"A {what} cannot be written in UTF-8: {exc}") from exc
+    if isinstance(data, bytes):
+        return data
+    if isinstance(data, bytearray):
+        return bytes(data)
+    raise TypeError(f"A {what} must be str or bytes, not {type(data).__name__}.")
+
+
+def _name(key: Data) -> bytes:
+    return _bytes(key, "key")
+
+
+def _value(value: Data) -> bytes:
+    data = _bytes(value, "value")
+    if len(data) > LARGEST_VALUE:
+        raise DistStoreError(
+            f"A value has {len(data)} bytes; Redis takes no more than {LARGEST_VALUE}. Divide it."
+        )
+    return data
+
+
+def _listed(data: Iterable[Data]) -> list[Data]:
+    # Each character of a text would be taken for a key.
+    if isinstance(data, str | bytes | bytearray):
+        raise TypeError(f"A sequence is needed, not {type(data).__name__}.")
+    return list(data)
+
+
+def _names(keys: Iterable[Data]) -> list[bytes]:
+    return [_name(key) for key in _listed(keys)]
+
+
+class _Script:
+    """A script and the digest by which the server knows it."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+
+# The keys are named in the scripts, not handed to them one by one: all begin
+# with KEYS[1] and are in its slot. TTL stands for the time to live. The scripts
+# are put together from pieces of text: making functions costs Lua more time than
+# the commands take.
+_KEYS = """
+local base = KEYS[1]
+local values, queues, once = base .. ':values', base .. ':queues', base .. ':once'
+"""
+
+# A change is [lane, number, name, ...]; a number below zero says that it is sent
+# for the first time. The server keeps the last answer of each lane.
+_CHANGE = """
+local lane, number, name = ARGV[1], ARGV[2], ARGV[3]
+if string.byte(number) == 45 then
+  number = string.sub(number, 2) .. ':'
+else
+  number = number .. ':'
+  local last = redis.call('HGET', once, lane)
+  if last and string.sub(last, 1, #number) == number then
+    return string.sub(last, #number + 1)
+  end
+end
+"""
+
+_WAKE = """
+local waiting = base .. ':waiting:' .. name
+local waiters = redis.call('SMEMBERS', waiting)
+if #waiters > 0 then
+  redis.call('DEL', waiting)
+  for _, waiter in ipairs(waiters) do
+    redis.call('RPUSH', base .. ':wake:' .. waiter, '')
+    redis.call('PEXPIRE', base .. ':wake:' .. waiter, 10000)
+  end
+end
+"""
+
+_WAIT = """
+redis.call('SADD', base .. ':waiting:' .. name, waiter)
+redis.call('PEXPIRE', base .. ':waiting:' .. name, patience)
+"""
+
+
+def _keep(key: str) -> str:
+    return f"if redis.call('PTTL', {key}) < 0 then redis.call('PEXPIRE', {key}, TTL) end\n"
+
+
+def _put(value: str) -> str:
+    return f"""
+if redis.call('HSET', values, name, {value}) == 1 then
+  {_keep("values")}
+end
+{_WAKE}
+"""
+
+
+def _done(answer: str) -> str:
+    return f"""
+if redis.call('HSET', once, lane, number .. {answer}) == 1 then
+  {_keep("once")}
+end
+return {answer}
+"""
+
+
+_SCRIPTS = {
+    "set": f"""
+{_CHANGE}
+for i = 3, #ARGV, 2 do
+  name = ARGV[i]
+  {_put("ARGV[i + 1]")}
+end
+{_done("''")}
+""",
+    # Lua's numbers have 53 bits; a larger one is read as text. What is added to a
+    # key that is not there is the amount itself.
+    "add": f"""
+{_CHANGE}
+local answer = redis.pcall('HINCRBY', values, name, ARGV[4])
+if type(answer) == 'table' then return answer end
+if answer < 1e15 and answer > -1e15 then
+  answer = string.format('%d', answer)
+else
+  answer = redis.call('HGET', values, name)
+end
+if answer == ARGV[4] then
+  {_keep("values")}
+end
+{_WAKE}
+{_done("answer")}
+""",
+    # One that lost changed nothing, and may be asked again.
+    "compare_set": f"""
+{_CHANGE}
+local current = redis.call('HGET', values, name)
+if current and current ~= ARGV[4] then return {{current}} end
+if not current and ARGV[4] ~= '' then return false end
+{_put("ARGV[5]")}
+{_done("'1'")}
+""",
+    "append": f"""
+{_CHANGE}
+local value = redis.call('HGET', values, name) or ''
+if #value + #ARGV[4] > tonumber(ARGV[5]) then
+  return redis.error_reply('ERR the value would have more than ' .. ARGV[5] .. ' bytes')
+end
+{_put("value .. ARGV[4]")}
+{_done("''")}
+""",
+    "delete_key": f"""
+{_CHANGE}
+if redis.call('HDEL', values, name) == 0 then return false end
+{_done("'1'")}
+""",
+    # A queue is two counters, its head and its tail, and the items between them.
+    "push": f"""
+{_CHANGE}
+local tail = redis.call('HINCRBY', queues, 't' .. name, 1)
+redis.call('HSET', queues, 'i' .. tail .. ':' .. name, ARGV[4])
+if tail == 1 then
+  {_keep("queues")}
+end
+{_WAKE}
+{_done("''")}
+""",
+    "pop": f"""
+{_CHANGE}
+local tail = redis.call('HGET', queues, 't' .. name)
+if not tail then
+  if ARGV[4] then
+    local waiter, patience = ARGV[4], ARGV[5]
+    {_WAIT}
+  end
+  return false
+end
+local head = redis.call('HINCRBY', queues, 'h' .. name, 1)
+local place = 'i' .. head .. ':' .. name
+local item = redis.call('HGET', queues, place)
+redis.call('HDEL', queues, place)
+if head == tonumber(tail) then redis.call('HDEL', queues, 'h' .. name, 't' .. name) end
+{_done("item")}
+""",
+    "look": f"""
+local waiter, patience = ARGV[1], ARGV[2]
+for i = 3, #ARGV do
+  local name = ARGV[i]
+  if redis.call('HEXISTS', values, name) + redis.call('HEXISTS', queues, 't' .. name) == 0 then
+    if waiter ~= '' then
+      {_WAIT}
+    end
+    return i - 3
+  end
+end
+return -1
+""",
+    "touch": """
+for _, key in ipairs({values, queues, once}) do redis.call('PEXPIRE', key, TTL) end
+return 0
+""",
+}
+
+
+@cache
+def _scripts(ttl: int) -> dict[str, _Script]:
+    """The scripts for a time to live in milliseconds."""
+    return {
+        name: _Script((_KEYS + source).replace("TTL)", f"{ttl})"))
+        for name, source in _SCRIPTS.items()
+    }

@@ -1,0 +1,89 @@
+"""The stores that all cases of this folder run on: one fixture for each kind."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeAlias
+
+import pytest
+from torch.distributed import PrefixStore, Store, TCPStore
+
+from rdzv_redis.server import RedisServer
+from rdzv_redis.store import RedisStore
+
+Open: TypeAlias = Callable[..., Store]
+"""Open one more store on the same data, with a timeout in seconds."""
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def redis_server():
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_client(redis_server):
+    with redis_server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def open_redis(redis_client) -> Open:
+    prefix = f"test:{{{next(_numbers)}}}"
+
+    def open_store(timeout: float = 20.0) -> RedisStore:
+        return RedisStore(redis_client, prefix, timedelta(seconds=timeout))
+
+    return open_store
+
+
+@pytest.fixture
+def open_tcp() -> Open:
+    host = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def open_store(timeout: float = 20.0) -> TCPStore:
+        # The default keeps the host alive as long as somebody can open a store on it.
+        store = TCPStore("127.0.0.1", host.port, is_master=False, wait_for_workers=False)
+        store.set_timeout(timedelta(seconds=timeout))
+        return store
+
+    return open_store
+
+
+# A further kind of store is a fixture open_<kind> and its name here.
+KINDS = ("tcp", "redis")
+
+
+def _prefixed(open_plain: Open) -> Open:
+    return lambda timeout=20.0: PrefixStore("prefix", open_plain(timeout))
+
+
+def _named(request, name: str) -> Open:
+    kind, way = name.split("-")
+    open_plain: Open = request.getfixturevalue(f"open_{kind}")
+    return open_plain if way == "direct" else _prefixed(open_plain)
+
+
+@pytest.fixture(params=[f"{kind}-{way}" for kind in KINDS for way in ("direct", "prefixed")])
+def open_store(request) -> Open:
+    return _named(request, request.param)
+
+
+@pytest.fixture
+def store(open_store) -> Store:
+    return open_store()
+
+
+@pytest.fixture(params=["tcp-direct", "tcp-prefixed", *(f"{k}-direct" for k in KINDS[1:])])
+def open_whole(request) -> Open:
+    """Open a store with all operations: torch forwards some to C++ alone."""
+    return _named(request, request.param)
+
+
+@pytest.fixture
+def whole(open_whole) -> Store:
+    return open_whole()
