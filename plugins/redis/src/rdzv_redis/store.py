@@ -78,6 +78,7 @@ class RedisStore(Store):
       A negative one is a ValueError; TCPStore's then waits for ever.
     - ``wait`` takes several keys one after another. One that was set and deleted
       again before its turn is waited for; in TCPStore it has been there.
+    - A wait may end a tenth of a second after its timeout: Redis looks no more often.
     - Data nobody uses through a store for ``ttl`` seconds is gone.
 
     Through ``PrefixStore`` torch's bindings forward neither ``delete_key`` and
