@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import redis
 import trustme
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from rdzv_redis import server as server_module
 from rdzv_redis.server import BINARY_VARIABLE, RedisServer
@@ -122,7 +124,7 @@ def test_a_password_is_asked_for_and_stands_in_no_command_line():
     with RedisServer(password='se"cr\\et') as server:
         assert server.client().ping()
         with pytest.raises(redis.AuthenticationError):
-            redis.Redis(port=server.port).ping()
+            server.client(password=None, retry=Retry(NoBackoff(), 0)).ping()
         command = Path(f"/proc/{server.pid}/cmdline").read_bytes()
         assert b"cr" not in command.replace(b"rdzv-redis", b"").replace(b".conf", b"")
         assert (server.data_dir / "server.conf").stat().st_mode & 0o077 == 0

@@ -267,7 +267,7 @@ class RedisServer:
     def _wait_until_ready(self, deadline: float) -> bool:
         """Wait until the server answers, or has ended (then False)."""
         no_retry = Retry(NoBackoff(), 0)
-        with self.client(socket_timeout=2.0, retry=no_retry) as client:
+        with self.client(socket_timeout=0.5, retry=no_retry) as client:
             while not self._has_ended():
                 if self._answers(client):
                     return True
