@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from rdzv_redis import RedisServer
 
 from .agents import GLOO_WORKER, PATIENT, QUICK, Agent, Job, Round
 
+README = Path(__file__).parents[2] / "plugins" / "redis" / "README.md"
 OUTAGE = 10.0
 SECRET = "n0t-to-be-printed"
 IMPATIENT = {**QUICK, "patience": 2}
@@ -190,7 +192,27 @@ def test_no_worker_notices_that_a_persistent_server_is_away_for_ten_seconds(
         job.formed("a", "b", "c")
         job.agents["a"].kill()
         job.formed("b", "c")
+        # Another server, for all that anybody knows: what came before it may have been lost.
+        numbers = [event["round"] for event in job.events("rdzv Completed", "b")]
+        assert numbers == [1, 1_000_001, 1_000_002]
         job.finish("b", "c")
+
+
+def test_a_job_outlives_the_time_to_live_of_its_keys_which_then_go(
+    make: MakeJob, server: RedisServer
+) -> None:
+    job = make(nnodes="2:3", conf={**QUICK, "ttl": 3})
+    with server.client() as client:
+        job.start("a", "b")
+        first = job.formed("a", "b")
+        job.until(lambda: not list(client.scan_iter("*:store:*")), "the end of the unused store")
+        job.stays(lambda: job.rounds() == 1, "the round", 3)
+        job.start("c")
+        second = job.formed("a", "b", "c")
+        assert not second.pids & first.pids
+        assert set(second.restarts.values()) == {0}
+        job.finish("a", "b", "c")
+        job.until(lambda: not client.dbsize(), "the end of all keys")
 
 
 def test_a_job_finishes_while_the_server_is_away(make: MakeJob, server: RedisServer) -> None:
@@ -294,3 +316,20 @@ def test_a_wrong_password_is_a_clear_error_without_the_password(
     for part in ("RendezvousConnectionError", "does not accept the login", "RDZV_REDIS_PASSWORD"):
         assert part in last_line(agent)
     assert SECRET not in agent.log
+
+
+def test_the_user_of_the_readme_may_do_what_a_job_needs(
+    make_job: MakeJob, guarded: RedisServer
+) -> None:
+    [rule] = re.findall(r"^ACL SETUSER rdzv .*$", README.read_text(), re.MULTILINE)
+    with guarded.client() as client:
+        client.execute_command(*rule.replace(">password", f">{SECRET}-2").split())
+    env = {"RDZV_REDIS_USERNAME": "rdzv", "RDZV_REDIS_PASSWORD": f"{SECRET}-2"}
+    job = make_job(backend="redis", endpoint=guarded.endpoint, nnodes="2:3", env=env)
+    job.start("a", "b")
+    job.formed("a", "b")
+    job.start("c")
+    job.formed("a", "b", "c")
+    job.agents["a"].kill()
+    job.formed("b", "c")
+    job.finish("b", "c")
