@@ -26,7 +26,7 @@ from .errors import call
 if TYPE_CHECKING:
     from .options import Options
 
-__all__ = ["Client", "Server", "connect"]
+__all__ = ["Client", "Server", "connect", "node_of"]
 
 log = logging.getLogger(__name__)
 
@@ -170,11 +170,14 @@ def _cluster(options: Options) -> RedisCluster:
             f"The server at {options.where} belongs to a Cluster, which has no database "
             f"{options.db}: leave db out."
         )
+    if not options.hosts:
+        raise torch_compatible(RendezvousConnectionError)(
+            f"The server at {options.where} belongs to a Cluster, whose other servers a socket "
+            "does not reach: write its host and port."
+        )
     return RedisCluster(
         startup_nodes=[ClusterNode(host, port) for host, port in options.hosts],
-        # Each node that does not answer is asked again with the others: of the slots, not of the
-        # command, which may have taken effect.
-        cluster_error_retry_attempts=options.retries,
+        retry=_retry(options),
         **_settings(options),
     )
 
@@ -184,7 +187,7 @@ def _cluster(options: Options) -> RedisCluster:
 
 def _inspect(client: Client, run_key: str, where: str) -> Server:
     def ask() -> Server:
-        one = _node_of(client, run_key)
+        one = node_of(client, run_key)
         info = one.info("server")
         mode = str(info.get("redis_mode") or info.get("server_mode") or "standalone")
         if mode == "sentinel":
@@ -208,8 +211,12 @@ def _inspect(client: Client, run_key: str, where: str) -> Server:
     return server
 
 
-def _node_of(client: Client, key: str) -> Redis:
-    """The client of the one server that has ``key``."""
+def node_of(client: Client, key: str) -> Redis:
+    """The client of the one server that has ``key``.
+
+    Raises:
+        redis.RedisError: No server of the Cluster has its slot.
+    """
     if not isinstance(client, RedisCluster):
         return client
     node = client.get_node_from_key(key)
