@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def replicated(
         for server in others:
             server.client().replicaof(master.host, str(master.port))
         for server in others:
-            eventually(lambda s=server: info(s, "replication")["master_link_status"] == "up")
+            eventually(partial(_is_linked, server))
         eventually(lambda: replicas_in_step(master) == replicas)
         yield servers
 
@@ -106,6 +107,10 @@ def info(server: RedisServer, section: str) -> dict[str, Any]:
     with server.client() as client:
         found: dict[str, Any] = client.info(section)
         return found
+
+
+def _is_linked(server: RedisServer) -> bool:
+    return str(info(server, "replication")["master_link_status"]) == "up"
 
 
 def replicas_in_step(server: RedisServer) -> int:
@@ -166,7 +171,7 @@ def with_sentinels(replicas: int = 2, **settings: str | int) -> Iterator[Sentine
                 ):
                     client.execute_command("SENTINEL", "SET", SERVICE, name, value)
         for sentinel in sentinels:
-            eventually(lambda s=sentinel: _knows_all(s, replicas))
+            eventually(partial(_knows_all, sentinel, replicas))
         yield both
 
 
@@ -242,16 +247,20 @@ def cluster(
                 "CLUSTER", "MEET", servers[0].host, str(servers[0].port)
             )
         for server in servers:
-            eventually(lambda s=server: _cluster_info(s)["cluster_known_nodes"] == str(count))
+            eventually(partial(_knows, server, count))
         for number, server in enumerate(made.replicas):
-            eventually(lambda s=server, n=number: s.client().cluster("REPLICATE", ids[n]))
+            eventually(partial(server.client().cluster, "REPLICATE", ids[number]))
         for server in servers:
-            eventually(lambda s=server: _is_whole(s, made))
+            eventually(partial(_is_whole, server, made))
         for server in made.replicas:
-            eventually(lambda s=server: info(s, "replication")["master_link_status"] == "up")
+            eventually(partial(_is_linked, server))
         for server in made.masters if with_replicas else ():
-            eventually(lambda s=server: replicas_in_step(s) == 1)
+            eventually(partial(replicas_in_step, server))
         yield made
+
+
+def _knows(server: RedisServer, count: int) -> bool:
+    return _cluster_info(server)["cluster_known_nodes"] == str(count)
 
 
 def _is_whole(server: RedisServer, made: Cluster) -> bool:

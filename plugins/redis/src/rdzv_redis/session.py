@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from redis import Redis
+from redis.cluster import RedisCluster
 from redis.exceptions import NoScriptError, RedisError
 
 from rdzv.dynamic_rendezvous.backend import (
@@ -127,6 +128,12 @@ class Run:
         except RendezvousError:
             raise
         except Exception as exc:
+            if isinstance(exc, AttributeError) and isinstance(self.client, RedisCluster):
+                # redis-py stumbles where a Cluster refers it to a server that is new to it.
+                raise torch_compatible(RendezvousConnectionError)(
+                    f"The Cluster at {self.where} is being changed: it has named a server that is "
+                    "not known yet."
+                ) from exc
             if not self.closed:
                 raise
             # A connection that is taken from under its reader fails in ways of its own.
