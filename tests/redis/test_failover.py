@@ -133,20 +133,39 @@ def assert_one_group(found: list[Place], size: int) -> int:
     return found[0][0]
 
 
-def assert_rounds_or_refused(futures: list[Future[Place]]) -> None:
-    """Each is in a round, whose ranks are all there, or has been told that the state was lost."""
-    rounds: dict[tuple[int, int], list[int]] = {}
-    for future in futures:
-        error = future.exception(2 * LIMIT)
-        if error is None:
-            number, rank, world = future.result()
-            rounds.setdefault((number, world), []).append(rank)
-        else:
-            assert isinstance(error, RendezvousStateError), error
-    # Of one number there is one group; the highest is complete.
-    assert len({number for number, _ in rounds}) == len(rounds)
-    for (_, world), ranks in rounds.items():
-        assert len(set(ranks)) == len(ranks) <= world
+def settled(handlers: list[RendezvousHandler], futures: list[Future[Place]]) -> None:
+    """Act as torch's agents, which join again when told to, until all nodes are in one round.
+
+    Those who are told that the state was lost are not in it. Of one round there is one group.
+    """
+    ended: set[int] = set()
+    seen: dict[int, dict[int, int]] = {}
+
+    def all_are() -> bool:
+        numbers, busy = set(), False
+        for node, handler in enumerate(handlers):
+            if node in ended:
+                continue
+            if not futures[node].done():
+                busy = True
+                continue
+            try:
+                number, rank, _ = futures[node].result()
+                waiting = handler.num_nodes_waiting()
+            except RendezvousStateError:
+                ended.add(node)
+                continue
+            assert seen.setdefault(number, {}).setdefault(rank, node) == node
+            numbers.add(number)
+            if waiting:
+                futures[node] = joining(handler)[0]
+                busy = True
+        return not busy and len(numbers) <= 1
+
+    eventually(all_are, "the nodes do not come to one round", 2 * LIMIT)
+    if len(ended) < len(handlers):
+        going = [one for node, one in enumerate(futures) if node not in ended]
+        assert_one_group(places(going), len(going))
 
 
 def document(client: Any, group: Group) -> bytes:
@@ -241,9 +260,7 @@ def test_a_round_that_is_forming_outlives_its_master(sentinels, group, early):
         eventually(lambda: arrived(client, run) == early)
     former = sentinels.master
     former.kill()
-    late = joining(*handlers[early:])
-    found = waiting + late
-    assert_rounds_or_refused(found)
+    settled(handlers, waiting + joining(*handlers[early:]))
     eventually(lambda: sentinels.has_failed_over(former))
 
 
@@ -257,23 +274,7 @@ def test_a_master_that_is_killed_as_the_last_node_comes_leaves_one_group_or_erro
     killer.start()
     futures += joining(handlers[3])
     killer.join(LIMIT)
-    # Whoever is in an older round is told that there is another, and comes again.
-    ended: set[int] = set()
-
-    def settled() -> bool:
-        for number, handler in enumerate(handlers):
-            if number in ended or not futures[number].done():
-                continue
-            if futures[number].exception() is not None or refuses(handler, RendezvousStateError):
-                ended.add(number)
-            elif handler.num_nodes_waiting():
-                futures[number] = joining(handler)[0]
-        going = [one for number, one in enumerate(futures) if number not in ended]
-        done = [one.result()[0] for one in going if one.done() and one.exception() is None]
-        return len(done) == len(going) and len(set(done)) <= 1
-
-    eventually(settled, "the nodes do not come to one round", 2 * LIMIT)
-    assert_rounds_or_refused(futures)
+    settled(handlers, futures)
 
 
 def test_nodes_find_the_new_master_though_their_first_sentinel_is_gone(sentinels, group):

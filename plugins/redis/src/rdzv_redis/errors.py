@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from redis import exceptions
+from redis.sentinel import MasterNotFoundError
 
 from rdzv.endpoint import redact
 from rdzv.errors import (
@@ -71,6 +72,12 @@ def translated(exc: Exception, where: str) -> RendezvousError:
         return torch_compatible(RendezvousConnectionError)(
             f"The server at {where} does not accept the login: {first} Check username and "
             "password, password_file or RDZV_REDIS_PASSWORD."
+        )
+    if isinstance(exc, MasterNotFoundError):
+        # redis-py would show all its settings here.
+        return torch_compatible(RendezvousConnectionError)(
+            f"Nobody knows where {where} is now: no sentinel answers that names a master which "
+            "is up. Check the service's name and the sentinels' login."
         )
     if isinstance(exc, exceptions.ReadOnlyError):
         return torch_compatible(RendezvousConnectionError)(
