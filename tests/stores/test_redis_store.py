@@ -56,7 +56,7 @@ def calls(client) -> dict[str, int]:
     return {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()}
 
 
-def in_thread(function):
+def in_thread(function) -> tuple[threading.Thread, list[Any]]:
     answers: list[Any] = []
 
     def run() -> None:
@@ -533,17 +533,18 @@ def test_torch_does_not_forward_every_operation_to_a_python_store(store):
     for operation in (lambda: prefixed.delete_key("a"), prefixed.num_keys):
         with pytest.raises(RuntimeError, match="pure virtual function"):
             operation()
-    for operation in (
+    for other in (
         prefixed.list_keys,
         lambda: prefixed.queue_push("q", "x"),
         lambda: prefixed.queue_pop("q", False),
         lambda: prefixed.queue_len("q"),
     ):
         with pytest.raises(NotImplementedError):
-            operation()
+            other()
 
 
 def test_a_store_lives_on_under_a_prefix_although_nobody_else_holds_it(open_redis):
+    # torch's stubs do not have clone.
     prefixed: Any = PrefixStore("prefix", open_redis())
     clone = prefixed.clone()
     gc.collect()

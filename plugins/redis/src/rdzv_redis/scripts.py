@@ -8,7 +8,19 @@ from __future__ import annotations
 
 from rdzv.dynamic_rendezvous.backend import MAX_STATE_BYTES, MAX_TICKETS
 
-__all__ = ["ALL", "BEAT", "ENTER", "FETCH", "FORGET", "NAME", "PROBE", "READ", "RECORDS", "SWAP"]
+__all__ = [
+    "ALL",
+    "BEAT",
+    "ENTER",
+    "FETCH",
+    "FORGET",
+    "NAME",
+    "PROBE",
+    "PUBLISH",
+    "READ",
+    "RECORDS",
+    "SWAP",
+]
 
 NAME = 16
 """The length of a record's name: it tells two records of the same bytes from one sent twice."""
@@ -135,6 +147,13 @@ end
 return redis.call('HMGET', KEYS[1], unpack(slots))
 """
 
+PUBLISH = """
+-- KEYS: the pieces. ARGV: the time to live (ms), then names and texts in turn.
+redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return 0
+"""
+
 FETCH = (
     _LIMIT
     + """
@@ -165,17 +184,28 @@ return 0
 """
 
 PROBE = """
--- KEYS: a key of its own. ARGV: a channel. Does all that the others do, to see whether it may.
+-- KEYS: two keys of its own. ARGV: a channel. Does all that the others and the store do, to see
+-- whether it may. Leaves a list of one at the second key.
+redis.call('DEL', KEYS[1], KEYS[2])
 redis.call('HSET', KEYS[1], 'tail', 0)
 redis.call('PEXPIRE', KEYS[1], 1000)
+redis.call('PTTL', KEYS[1])
 redis.call('HINCRBY', KEYS[1], 'tail', 1)
 redis.call('HSTRLEN', KEYS[1], 'tail')
+redis.call('HEXISTS', KEYS[1], 'tail')
+redis.call('HLEN', KEYS[1])
+redis.call('HKEYS', KEYS[1])
 redis.call('HGET', KEYS[1], 'tail')
 redis.call('HMGET', KEYS[1], 'tail')
 redis.call('HDEL', KEYS[1], 'tail')
+redis.call('SADD', KEYS[2], '')
+redis.call('SMEMBERS', KEYS[2])
+redis.call('DEL', KEYS[2])
+redis.call('RPUSH', KEYS[2], '')
+redis.call('PEXPIRE', KEYS[2], 1000)
 redis.call('INFO', 'server')
 redis.call('PUBLISH', ARGV[1], '')
 return 0
 """
 
-ALL = (READ, SWAP, ENTER, RECORDS, BEAT, FETCH, FORGET, PROBE)
+ALL = (READ, SWAP, ENTER, RECORDS, BEAT, PUBLISH, FETCH, FORGET, PROBE)

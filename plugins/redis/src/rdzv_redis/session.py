@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import itertools
 import os
 import secrets
@@ -32,6 +33,7 @@ from rdzv.errors import (
 )
 
 from . import scripts
+from .connect import node_of
 from .errors import call
 
 if TYPE_CHECKING:
@@ -62,6 +64,9 @@ _ALONG = 8
 
 _RENEWALS = 8
 """How often a time to live is renewed before it is over."""
+
+_CONFIRM = 0.75
+"""The part of the time for an answer that replicas have for confirming a write."""
 
 _QUIET = 10.0
 """Seconds without a message after which the server is asked whether it is still there."""
@@ -101,8 +106,7 @@ class Run:
         self.wait_replicas = wait_replicas
         self.confirm_within = confirm_within
         self.key = self.names(run_id, prefix)
-        register: Callable[[str], Any] = self.client.register_script
-        self._scripts = {script: register(script) for script in scripts.ALL}
+        self._digests = {script: _digest(script) for script in scripts.ALL}
 
     def connected(self) -> Run:
         """The same run over a connection of its own, where the client has a single server."""
@@ -124,21 +128,27 @@ class Run:
 
     def execute(self, script: str, keys: Sequence[str], args: Sequence[object]) -> Any:
         """Execute one of the scripts."""
-        registered = self._scripts[script]
-        if self.connection is None:
-            return self.call(lambda: registered(keys=keys, args=args, client=self.client))
-        return self.call(lambda: self._execute(registered, keys, args))
+        command = (len(keys), *keys, *args)
+        try:
+            return self.ask("EVALSHA", self._digests[script], *command)
+        except NoScriptError:
+            # The server forgets them when it is told to, or restarted. This loads it, too.
+            return self.ask("EVAL", script, *command)
 
-    def _execute(self, script: Any, keys: Sequence[str], args: Sequence[object]) -> Any:
+    def ask(self, *command: object) -> Any:
+        """The answer to one command, as the server gives it."""
+        return self.call(lambda: self._send(*command))
+
+    def _send(self, *command: object) -> Any:
+        if self.connection is None:
+            return self.client.execute_command(*command)
         # The client's own way takes twice the time. And it would connect again by itself: the
         # engine has to know of that, since a store that failed over may have lost something.
         if self.closed:
             raise RedisConnectionError("it was closed")
         try:
-            self.connection.send_command("EVALSHA", script.sha, len(keys), *keys, *args)
+            self.connection.send_command(*command)
             return self.connection.read_response()
-        except NoScriptError:
-            return script(keys=keys, args=args, client=self.client)
         except (RedisConnectionError, RedisTimeoutError):
             self.close()
             raise
@@ -147,9 +157,15 @@ class Run:
         """Run an operation of redis-py; its failures become the core's errors."""
         try:
             return call(self.where, operation)
-        except RendezvousError:
+        except (RendezvousError, NoScriptError):
             raise
         except Exception as exc:
+            if isinstance(exc, AttributeError) and isinstance(self.client, RedisCluster):
+                # redis-py stumbles where a Cluster refers it to a server that is new to it.
+                raise torch_compatible(RendezvousConnectionError)(
+                    f"The Cluster at {self.where} is being changed: it has named a server that is "
+                    "not known yet."
+                ) from exc
             if not self.closed:
                 raise
             # A connection that is taken from under its reader fails in ways of its own.
@@ -175,7 +191,22 @@ class Run:
 
     def probe(self) -> None:
         """See whether the user may do all that a run needs; raises where it may not."""
-        self.execute(scripts.PROBE, [self.key("probe")], [self.key("probe")])
+        name = secrets.token_hex(8)
+        keys = [self.key("probe", name), self.key("probe", name, "list")]
+        self.call(lambda: self.client.eval(scripts.PROBE, len(keys), *keys, keys[0]))
+        self.execute(scripts.PROBE, keys, keys[:1])
+        self.call(lambda: self.client.blpop(keys[1:], 1))
+        if self.wait_replicas:
+            self.call(lambda: node_of(self.client, keys[0]).wait(0, 1))
+        self.call(lambda: self._probe_channel(keys[0]))
+
+    def _probe_channel(self, channel: str) -> None:
+        with self.client.pubsub() as pubsub:
+            pubsub.subscribe(channel)
+            pubsub.ping()
+            # A refusal is raised in place of the answer.
+            for _ in range(2):
+                pubsub.get_message(timeout=self.confirm_within)
 
 
 class Document:
@@ -219,21 +250,20 @@ class Document:
         run = self._run
 
         def wait() -> int:
-            client = run.client
-            if isinstance(client, RedisCluster):
-                client = client.get_redis_connection(client.get_node_from_key(self._key))
             # What counts is the last write of a connection, so that it takes one more on the same.
-            with client.pipeline(transaction=False) as pipeline:
-                pipeline.pexpire(self._key, run.ttl_ms)
-                pipeline.wait(run.wait_replicas, round(run.confirm_within * 1000))
-                return int(pipeline.execute()[1])
+            # The answer has to come before the connection is given up.
+            commands = [
+                ("PEXPIRE", self._key, run.ttl_ms),
+                ("WAIT", run.wait_replicas, max(1, round(run.confirm_within * _CONFIRM * 1000))),
+            ]
+            return int(_together(node_of(run.client, self._key), commands)[1])
 
         confirmed = run.call(wait)
+        within = run.confirm_within * _CONFIRM
         if confirmed < run.wait_replicas:
             raise torch_compatible(RendezvousConnectionError)(
                 f"{confirmed} of {run.wait_replicas} replicas of the Redis server at {run.where} "
-                f"have confirmed a change within {run.confirm_within:g} s: it could be lost with "
-                "the server."
+                f"have confirmed a change within {within:g} s: it could be lost with the server."
             )
 
 
@@ -337,16 +367,16 @@ class RedisSession(Session):
     def wait(self, token: Token, timeout: float) -> tuple[bytes, Token] | None:
         until = time.monotonic() + timeout
         listener, new = self._listen(self._news)
-        if new:
-            self._catch_up()
+        if new and not self._still_has(token):
+            return None
         if self._is_news(token):
             return self._told
         for message in listener.messages(until - time.monotonic()):
-            if message is None:
-                self._catch_up()
-            else:
+            if message is not None:
                 told, _, text = message.partition(b" ")
                 self._told = text, told.decode(errors="replace")
+            elif not self._still_has(token):
+                return None
             if self._is_news(token):
                 return self._told
         return None
@@ -354,6 +384,16 @@ class RedisSession(Session):
     def _catch_up(self) -> None:
         """Look: what was said before it listened is not said again."""
         self._told = self._document.read() or self._told
+
+    def _still_has(self, token: Token) -> bool:
+        """Look whether the server has what this token names, or something newer.
+
+        A server that was restarted behind the subscription's back may have lost it. Whoever waits
+        then has to look for itself: its other threads may have learnt of newer things meanwhile.
+        """
+        found = self._document.read()
+        self._told = found or self._told
+        return found is not None and (found[1] == token or _version(found[1]) > _version(token))
 
     def _is_news(self, token: Token) -> bool:
         # Versions of which this node has learnt by another way may still be under way here.
@@ -407,7 +447,7 @@ class RedisSession(Session):
 
     def _tail(self) -> int:
         run = self._run
-        return _number(run.call(lambda: run.client.hget(self._key("log"), "tail")) or b"0")
+        return _number(run.ask("HGET", self._key("log"), "tail") or b"0")
 
     def bury(self, ticket: int) -> None:
         # A ticket and its record are one write here: there are no holes.
@@ -434,7 +474,7 @@ class RedisSession(Session):
         if not slots:
             return {}
         run = self._run
-        found = run.call(lambda: run.client.hmget(self._key("beats"), list(slots)))
+        found = run.ask("HMGET", self._key("beats"), *slots)
         return {slot: _number(n or b"0") for slot, n in zip(slots, found, strict=True)}
 
     # ------------------------------------------------------------ pieces
@@ -443,15 +483,10 @@ class RedisSession(Session):
         run, key = self._run, self._key("pieces")
         items = [(f"{nonce}/{name}", piece) for name, piece in pieces.items()]
 
-        def store() -> None:
-            with run.client.pipeline(transaction=False) as pipeline:
-                for start in range(0, len(items), _SLICE):
-                    pipeline.hset(key, mapping=dict(items[start : start + _SLICE]))
-                pipeline.pexpire(key, run.ttl_ms)
-                pipeline.execute()
-
-        if items:
-            run.call(store)
+        # Over the session's connection, as the document that names them.
+        for start in range(0, len(items), _SLICE):
+            parts = [part for item in items[start : start + _SLICE] for part in item]
+            run.execute(scripts.PUBLISH, [key], [run.ttl_ms, *parts])
 
     def fetch(self, nonce: str, names: Sequence[str]) -> list[bytes | None]:
         fields = [f"{nonce}/{name}" for name in names]
@@ -467,6 +502,25 @@ class RedisSession(Session):
         self._run.close()
         for listener in list(self._listeners.values()):
             listener.close()
+
+
+def _digest(script: str) -> str:
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+
+def _together(client: Redis, commands: Sequence[tuple[object, ...]]) -> list[Any]:
+    """The answers to commands that are sent at once over one connection, never a second time."""
+    connection = client.connection or client.connection_pool.get_connection()
+    try:
+        connection.send_packed_command(connection.pack_commands(commands))
+        return [connection.read_response() for _ in commands]
+    except BaseException:
+        # Answers may still be under way.
+        connection.disconnect()
+        raise
+    finally:
+        if connection is not client.connection:
+            client.connection_pool.release(connection)
 
 
 def _version(token: str) -> int:
