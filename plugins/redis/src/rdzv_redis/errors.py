@@ -45,7 +45,7 @@ def call(where: str, operation: Callable[[], T]) -> T:
     """Run an operation of redis-py; its failures become the core's errors."""
     try:
         return operation()
-    except (RendezvousError, exceptions.NoScriptError):
+    except RendezvousError:
         raise
     except (
         exceptions.RedisError,

@@ -129,11 +129,15 @@ class Run:
     def execute(self, script: str, keys: Sequence[str], args: Sequence[object]) -> Any:
         """Execute one of the scripts."""
         command = (len(keys), *keys, *args)
-        try:
-            return self.ask("EVALSHA", self._digests[script], *command)
-        except NoScriptError:
-            # The server forgets them when it is told to, or restarted. This loads it, too.
-            return self.ask("EVAL", script, *command)
+
+        def run() -> Any:
+            try:
+                return self._send("EVALSHA", self._digests[script], *command)
+            except NoScriptError:
+                # The server forgets them when it is told to, or restarted. This loads it, too.
+                return self._send("EVAL", script, *command)
+
+        return self.call(run)
 
     def ask(self, *command: object) -> Any:
         """The answer to one command, as the server gives it."""
@@ -157,7 +161,7 @@ class Run:
         """Run an operation of redis-py; its failures become the core's errors."""
         try:
             return call(self.where, operation)
-        except (RendezvousError, NoScriptError):
+        except RendezvousError:
             raise
         except Exception as exc:
             if isinstance(exc, AttributeError) and isinstance(self.client, RedisCluster):
