@@ -94,14 +94,11 @@ def test_a_spare_is_told_that_the_store_does_not_answer():
 
 
 def test_that_the_store_does_not_answer_is_said_with_what_was_heard_last(site):
-    (member,) = formed(site, 1)
-
-    def ask():
-        member.driver._trouble = RendezvousConnectionError("The server at node0 has gone.")
-        member.driver._busy, member.driver._in_touch = True, -1e9
-        member.driver.check()
-
-    asking = member.call(ask)
+    (member,) = formed(site, 1, patience=2.0)
+    site.server.frozen_until = site.hub.now + 1000.0
+    site.advance(5.0)
+    member.driver._trouble = RendezvousConnectionError("The server at node0 has gone.")
+    asking = member.call(member.driver.check)
     site.until(lambda: asking.ended is not None, 5.0)
     assert isinstance(asking.result, RendezvousConnectionError)
     assert "not answered for" in str(asking.result)
