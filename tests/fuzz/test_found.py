@@ -129,8 +129,8 @@ def test_a_session_that_moves_to_another_epoch_takes_nothing_along():
     store.set_timeout(timedelta(seconds=2))
     opened = session(store)
     assert opened.beats([1, 10, 20]) == {1: 0, 10: 0, 20: 0}
-    while opened.beat(0)[0] < 120:
-        pass
+    for _ in range(100):
+        opened.beat(0)
     opened.attach("another")
     assert opened.beats([1, 10, 20]) == {1: 0, 10: 0, 20: 0}
     assert opened.beat(0)[0] == 1
