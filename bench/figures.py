@@ -20,7 +20,7 @@ from typing import Any
 from bench.fleet import ROOT, Fleet, NodeResult, environment, flat
 from rdzv.testing.proxy import Proxy
 
-__all__ = ["FIGURES", "Options", "Row"]
+__all__ = ["FIGURES", "Options", "Row", "check_ranks", "duration", "rounds_of", "spread"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
-def _spread(times: list[float]) -> str:
+def spread(times: list[float]) -> str:
+    """The median, with the least and the most."""
     if len(times) == 1:
         return duration(times[0])
     low, high = duration(min(times)), duration(max(times))
@@ -74,18 +75,20 @@ def _spread(times: list[float]) -> str:
 # ---------------------------------------------------------------- rounds
 
 
-def _rounds(fleet: Fleet, kind: str, nodes: int, repeat: int, limit: float = 60.0) -> list[float]:
+def rounds_of(fleet: Fleet, kind: str, nodes: int, repeat: int, limit: float = 60.0) -> list[float]:
+    """Seconds that rounds of ``nodes`` took, each of a run of its own."""
     times = []
     for _ in range(repeat):
         fleet.make(kind, nodes, join=limit)
         seconds, found = fleet.round(limit)
-        _check_ranks(found)
+        check_ranks(found)
         times.append(seconds)
         fleet.drop()
     return times
 
 
-def _check_ranks(found: list[NodeResult]) -> None:
+def check_ranks(found: list[NodeResult]) -> None:
+    """Raise where these nodes are not those of one round."""
     ranks = sorted(node["rank"] for node in found)
     if ranks != list(range(len(found))) or {node["size"] for node in found} != {len(found)}:
         raise RuntimeError(f"the round was no round: ranks {ranks}")
@@ -95,14 +98,14 @@ def rounds(options: Options) -> Iterator[Row]:
     """One round of 2, 8 and 64 nodes, and torch's."""
     for nodes in (2, 64) if options.quick else (2, 8, 64):
         with Fleet() as fleet:
-            ours = _rounds(fleet, "rdzv", nodes, options.repeat)
+            ours = rounds_of(fleet, "rdzv", nodes, options.repeat)
         with Fleet() as fleet:
-            theirs = _rounds(fleet, "torch", nodes, min(options.repeat, 3))
+            theirs = rounds_of(fleet, "torch", nodes, min(options.repeat, 3))
         ratio = statistics.median(theirs) / statistics.median(ours)
         fast = nodes != 64 or statistics.median(ours) < 0.030
         yield Row(
             f"one round of {nodes} nodes",
-            f"{_spread(ours)}; torch {_spread(theirs)}: {ratio:.0f} times",
+            f"{spread(ours)}; torch {spread(theirs)}: {ratio:.0f} times",
             "50 times faster than torch" + (", under 30 ms" if nodes == 64 else ""),
             ratio >= 50 and fast,
             {"rdzv": ours, "torch": theirs},
@@ -113,10 +116,10 @@ def large(options: Options) -> Iterator[Row]:
     """One round of 256 and 512 nodes."""
     for nodes, target in ((256, 0.2), (512, 0.5)):
         with Fleet() as fleet:
-            ours = _rounds(fleet, "rdzv", nodes, max(1, options.repeat // 2))
+            ours = rounds_of(fleet, "rdzv", nodes, max(1, options.repeat // 2))
         yield Row(
             f"one round of {nodes} nodes",
-            _spread(ours),
+            spread(ours),
             f"under {duration(target)}",
             statistics.median(ours) < target,
             {"rdzv": ours},
@@ -124,7 +127,7 @@ def large(options: Options) -> Iterator[Row]:
     if options.torch_256:
         with Fleet() as fleet:
             try:
-                outcome = _spread(_rounds(fleet, "torch", 256, 1))
+                outcome = spread(rounds_of(fleet, "torch", 256, 1))
             except (RuntimeError, TimeoutError) as exc:
                 outcome = f"not finished: {exc}"
         yield Row("one round of 256 nodes, torch's", outcome)
@@ -141,7 +144,7 @@ def last(options: Options) -> Iterator[Row]:
         theirs = _last(fleet, "torch")
     yield Row(
         "last arrival to the last of 64 nodes knowing",
-        f"{_spread(times)}; torch {duration(theirs)}",
+        f"{spread(times)}; torch {duration(theirs)}",
         "under 15 ms",
         statistics.median(times) < 0.015,
         {"rdzv": times, "torch": [theirs]},
@@ -166,7 +169,7 @@ def _last(fleet: Fleet, kind: str) -> float:
     # The last one is of the second process; its neighbours there go on waiting.
     second.ask("late", at=time.monotonic() + 0.5)
     found = fleet.finish()
-    _check_ranks(found)
+    check_ranks(found)
     started = [node["start"] for node in found]
     return float(max(node["end"] for node in found) - max(started))
 
@@ -265,12 +268,12 @@ def reform(options: Options) -> Iterator[Row]:
             at = time.monotonic() + 0.5
             fleet.every("start", at=at)
             found = fleet.finish()
-            _check_ranks(found)
+            check_ranks(found)
             times.append(max(node["end"] for node in found) - at)
             fleet.drop()
     yield Row(
         "one of 64 comes back, to the next round of all (agents that poll every 10 ms)",
-        _spread(times),
+        spread(times),
         data={"rdzv": times},
     )
 
@@ -292,7 +295,7 @@ def kill(options: Options) -> Iterator[Row]:
                 times.append(_kill(fleet, chosen))
         yield Row(
             f"SIGKILL of {name}, to the survivors' next round",
-            _spread(times),
+            spread(times),
             "under 2.5 s",
             max(times) < 2.5,
             {"seconds": times},
@@ -311,7 +314,7 @@ def _kill(fleet: Fleet, chosen: Callable[[NodeResult], bool]) -> float:
     at = time.monotonic()
     victim.kill()
     found = fleet.finish(30.0)
-    _check_ranks(found)
+    check_ranks(found)
     return float(max(node["end"] for node in found) - at)
 
 
@@ -405,7 +408,7 @@ def torchrun(options: Options) -> Iterator[Row]:
                     agents.close()
         yield Row(
             f"torchrun: SIGKILL of {victim} with its worker, to the survivors' workers",
-            _spread(times),
+            spread(times),
             "under 3.5 s",
             max(times) < 3.5,
             {"seconds": times},

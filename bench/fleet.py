@@ -109,12 +109,13 @@ class Fleet:
 
     Args:
         processes: How many processes the nodes are spread over.
+        server: The module of the process that hosts the store.
     """
 
-    def __init__(self, processes: int = 2) -> None:
+    def __init__(self, processes: int = 2, server: str = "bench.server") -> None:
         self._children: list[Child] = []
         try:
-            self.server = self._start("bench.server")
+            self.server = self._start(server)
             self.members = [self._start("bench.nodes") for _ in range(processes)]
             self.port = int(self.server.ask("port"))
             for member in self.members:
@@ -164,6 +165,17 @@ class Fleet:
             )
         for member in self.members:
             member.answer(120.0)
+
+    def make_several(self, kind: str, nodes: int, runs: list[str], **settings: Any) -> None:
+        """Make ``nodes`` handlers of each of these runs, every run spread over all processes."""
+        places = len(self.members)
+        for run in runs:
+            for place, member in enumerate(self.members):
+                share = nodes // places + (1 if place < nodes % places else 0)
+                arguments = {"min": nodes, "max": nodes, "more": True, **settings}
+                member.send("make", kind=kind, run=run, count=share, port=self.port, **arguments)
+            for member in self.members:
+                member.answer(120.0)
 
     def round(self, seconds: float = 60.0) -> tuple[float, list[NodeResult]]:
         """All nodes enter at one moment: the seconds until the last returned, and each node's."""

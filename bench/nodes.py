@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import TCPStore
+from torch.distributed import Store, TCPStore
 
 from bench import counting
 from bench.child import serve
@@ -21,7 +21,7 @@ class Node:
     """One handler, rdzv's or torch's, and what its calls came to.
 
     Args:
-        kind: ``rdzv``, ``counting`` (rdzv with its requests counted) or ``torch``.
+        kind: ``rdzv``, ``counting`` (rdzv with its requests counted), ``redis`` or ``torch``.
         run: The run id.
         port: The store's port.
         settings: ``min``, ``max`` and, in seconds, ``join``, ``last_call`` and ``interval``;
@@ -31,38 +31,62 @@ class Node:
     def __init__(self, kind: str, run: str, port: int, settings: dict[str, Any]) -> None:
         self.kind = kind
         self.backend: Any
-        # As under torchrun, each node has a client of its own.
-        store = TCPStore(_HOST, port, is_master=False, wait_for_workers=False)
+        self.run = run
         join = timedelta(seconds=settings.get("join", 60.0))
         last_call = timedelta(seconds=settings.get("last_call", 5.0))
+        # As under torchrun, each node has a client of its own.
+        self.handler: Any
         if kind == "torch":
-            from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend as theirs
-            from torch.distributed.elastic.rendezvous import dynamic_rendezvous
-
-            self.backend = theirs.C10dRendezvousBackend(store, run)
-            self.handler: Any = dynamic_rendezvous.DynamicRendezvousHandler.from_backend(
-                run, store, self.backend, settings["min"], settings["max"], _HOST,
-                dynamic_rendezvous.RendezvousTimeout(join, last_call),
-            )  # fmt: skip
+            self._make_theirs(port, settings, join, last_call)
         else:
-            from rdzv.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
-            from rdzv_c10d import C10dRendezvousBackend
-
-            counts = kind == "counting"
-            self.backend = (counting.CountingBackend if counts else C10dRendezvousBackend)(
-                store, run
-            )
-            self.handler = DynamicRendezvousHandler.from_backend(
-                run, store, self.backend, settings["min"], settings["max"], _HOST,
-                RendezvousTimeout(join, last_call),
-                settings.get("interval", 1.0),
-                settings.get("attempts", 5),
-            )  # fmt: skip
+            self._make_ours(port, settings, join, last_call)
         self.result: dict[str, Any] = {}
         self.thread: threading.Thread | None = None
         self._ranked_at = (0, 0)
         if kind == "counting":
             self._mark_rank()
+
+    def _make_theirs(
+        self, port: int, settings: dict[str, Any], join: timedelta, last_call: timedelta
+    ) -> None:
+        from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend as theirs
+        from torch.distributed.elastic.rendezvous import dynamic_rendezvous
+
+        store = TCPStore(_HOST, port, is_master=False, wait_for_workers=False)
+        self.backend = theirs.C10dRendezvousBackend(store, self.run)
+        self.handler = dynamic_rendezvous.DynamicRendezvousHandler.from_backend(
+            self.run, store, self.backend, settings["min"], settings["max"], _HOST,
+            dynamic_rendezvous.RendezvousTimeout(join, last_call),
+        )  # fmt: skip
+
+    def _make_ours(
+        self, port: int, settings: dict[str, Any], join: timedelta, last_call: timedelta
+    ) -> None:
+        from rdzv.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
+
+        store: Store
+        if self.kind == "redis":
+            from redis import Redis
+
+            from rdzv_redis import RedisRendezvousBackend, RedisStore
+
+            client = Redis(port=port, protocol=2, socket_timeout=5.0)
+            self.backend = RedisRendezvousBackend(client, self.run)
+            store = RedisStore(client, self.backend.run.key("store"))
+        else:
+            from rdzv_c10d import C10dRendezvousBackend
+
+            counts = self.kind == "counting"
+            store = TCPStore(_HOST, port, is_master=False, wait_for_workers=False)
+            self.backend = (counting.CountingBackend if counts else C10dRendezvousBackend)(
+                store, self.run
+            )
+        self.handler = DynamicRendezvousHandler.from_backend(
+            self.run, store, self.backend, settings["min"], settings["max"], _HOST,
+            RendezvousTimeout(join, last_call),
+            settings.get("interval", 1.0),
+            settings.get("attempts", 5),
+        )  # fmt: skip
 
     def _mark_rank(self) -> None:
         """Note what had been asked by the moment at which this node knew its rank."""
@@ -130,6 +154,7 @@ class Node:
             error = f"{type(exc).__name__}: {exc}"
         more = self.total()
         self.result = {
+            "run": self.run,
             "start": started,
             "end": ended,
             "rank": rank,
@@ -170,13 +195,16 @@ class Nodes:
     def hello(self) -> None:
         """Answer, and so be known to have started."""
 
-    def make(self, *, kind: str, run: str, count: int, port: int, **settings: Any) -> None:
-        """Make ``count`` nodes and open their connections."""
+    def make(
+        self, *, kind: str, run: str, count: int, port: int, more: bool = False, **settings: Any
+    ) -> None:
+        """Make ``count`` nodes, ``more`` or others, and open their connections."""
         if kind == "counting":
             counting.install()
-        self._nodes = [Node(kind, run, port, settings) for _ in range(count)]
-        for node in self._nodes:
+        made = [Node(kind, run, port, settings) for _ in range(count)]
+        for node in made:
             node.warm_up()
+        self._nodes = [*self._nodes, *made] if more else made
 
     def prepare(
         self, *, skip: int = 0, only: int | None = None, poll: float = 0.0, watchers: int = 0

@@ -21,6 +21,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.figures import FIGURES, Options, Row
+from bench.redis_figures import REDIS_FIGURES
+
+_FIGURES = {**FIGURES, **REDIS_FIGURES}
 
 
 def machine() -> dict[str, str]:
@@ -34,6 +37,7 @@ def machine() -> dict[str, str]:
         "torch": metadata.version("torch"),
         "rdzv": metadata.version("rdzv"),
         "rdzv-c10d": metadata.version("rdzv-c10d"),
+        "rdzv-redis": metadata.version("rdzv-redis"),
     }
 
 
@@ -43,7 +47,7 @@ def measure(names: list[str], options: Options) -> list[Row]:
     for name in names:
         started = time.monotonic()
         try:
-            for row in FIGURES[name](options):
+            for row in _FIGURES[name](options):
                 rows.append(row)
                 print(f"{name:9} {row.figure}: {row.measured} {_verdict(row)}", flush=True)
         except Exception as exc:  # noqa: BLE001  # One figure must not cost the others.
@@ -74,7 +78,7 @@ def markdown(rows: list[Row]) -> str:
     where = (
         f"Measured on {about['date']} on {about['cores']} cores ({about['system']}), Python "
         f"{about['python']}, torch {about['torch']}, rdzv {about['rdzv']}, rdzv-c10d "
-        f"{about['rdzv-c10d']}:"
+        f"{about['rdzv-c10d']}, rdzv-redis {about['rdzv-redis']}:"
     )
     lines = ["| figure | measured | target | |", "| --- | --- | --- | --- |"]
     lines += [f"| {r.figure} | {r.measured} | {r.target} | {_verdict(r)} |" for r in rows]
@@ -83,7 +87,7 @@ def markdown(rows: list[Row]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--only", metavar="NAME,...", help="of " + ", ".join(FIGURES))
+    parser.add_argument("--only", metavar="NAME,...", help="of " + ", ".join(_FIGURES))
     parser.add_argument("--quick", action="store_true", help="less of everything, for a look")
     parser.add_argument("--repeat", type=int, metavar="N", help="repetitions (9; 3 if quick)")
     parser.add_argument("--torch-256", action="store_true", help="let torch try 256 nodes, 60 s")
@@ -91,10 +95,10 @@ def main() -> int:
     parser.add_argument("--markdown", action="store_true", help="print the table for README.md")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a target is missed")
     arguments = parser.parse_args()
-    names = list(FIGURES) if arguments.only is None else arguments.only.split(",")
-    unknown = [name for name in names if name not in FIGURES]
+    names = list(_FIGURES) if arguments.only is None else arguments.only.split(",")
+    unknown = [name for name in names if name not in _FIGURES]
     if unknown:
-        parser.error(f"no figure is called {unknown[0]!r}; there are {', '.join(FIGURES)}")
+        parser.error(f"no figure is called {unknown[0]!r}; there are {', '.join(_FIGURES)}")
     repeat = arguments.repeat or (3 if arguments.quick else 9)
     if repeat < 1:
         parser.error(f"--repeat is {repeat}; it must be 1 or more")

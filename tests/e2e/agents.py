@@ -307,6 +307,8 @@ class Job:
         worker: The source of the worker script.
         options: More options for every agent.
         env: More variables for every agent.
+        backend: Its name for torchrun.
+        endpoint: Of a server that is no agent's; an agent hosts the store where there is none.
     """
 
     folder: Path
@@ -318,6 +320,7 @@ class Job:
     backend: str = "rdzv-c10d"
     run_id: str = "job"
     port: int = 0
+    endpoint: str = ""
 
     def __post_init__(self) -> None:
         self.agents: dict[str, Agent] = {}
@@ -332,7 +335,7 @@ class Job:
         self._script.write_text(self.worker)
         self.module("e2e_observer", _OBSERVER)
         self.distribution("e2e-observer", "rdzv.extensions", "observer", "e2e_observer")
-        if not self.port:
+        if not self.port and not self.endpoint:
             with socket.create_server(("127.0.0.1", 0)) as server:
                 self.port = server.getsockname()[1]
 
@@ -393,12 +396,14 @@ class Job:
         return [self._start(name, options, conf) for name in names]
 
     def _start(self, name: str, options: tuple[str, ...], conf: dict[str, object]) -> Agent:
-        is_host = int(not self.agents and not self._stores)
-        settings = {**self.conf, "is_host": is_host, **conf}
+        settings = {**self.conf, **conf}
+        if not self.endpoint:
+            settings.setdefault("is_host", int(not self.agents and not self._stores))
         given = ",".join(f"{key}={value}" for key, value in settings.items() if value is not None)
         log = self.folder / f"{name}.log"
         command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={self.nnodes}"]
-        command += [f"--rdzv-backend={self.backend}", f"--rdzv-endpoint=127.0.0.1:{self.port}"]
+        endpoint = self.endpoint or f"127.0.0.1:{self.port}"
+        command += [f"--rdzv-backend={self.backend}", f"--rdzv-endpoint={endpoint}"]
         command += [f"--rdzv-id={self.run_id}", f"--rdzv-conf={given}"]
         # Of an option that is given twice, torchrun takes the last.
         command += [*self.options, *options, str(self._script)]
@@ -461,6 +466,13 @@ class Job:
                 return found
             if time.monotonic() > deadline:
                 raise AssertionError(f"{what} did not come within {LIMIT:g} s\n{self.report()}")
+            time.sleep(_LOOK)
+
+    def stays(self, condition: Callable[[], object], what: str, seconds: float) -> None:
+        """See that something holds for a time."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            assert condition(), f"{what} did not stay so for {seconds:g} s\n{self.report()}"
             time.sleep(_LOOK)
 
     def report(self) -> str:

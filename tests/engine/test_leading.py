@@ -320,7 +320,7 @@ def test_an_assignment_of_a_round_that_did_not_come_about_is_freed():
     leader = world.leader
     newcomer = world.add()
     perform = world.perform
-    touched = []
+    touched: list[SwapDocument] = []
 
     def beaten(node, action):
         completes = isinstance(action, SwapDocument) and action.document.round == 2

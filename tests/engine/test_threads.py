@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from rdzv import RendezvousConnectionError, RendezvousError
@@ -11,7 +13,7 @@ from rdzv.dynamic_rendezvous.machine import Machine
 from rdzv.dynamic_rendezvous.messages import Touch
 from rdzv.dynamic_rendezvous.phases import Phase
 
-from .sites import Site
+from .sites import Member, Site
 from .test_driver import formed
 
 
@@ -20,6 +22,11 @@ def site():
     made = Site(1, 3)
     yield made
     made.end()
+
+
+def have_ended(member: Member) -> bool:
+    threads: list[Any] = member.driver._threads  # Those of the simulation.
+    return all(thread.ended for thread in threads)
 
 
 def test_a_term_may_end_while_another_thread_asks_when_something_is_due():
@@ -86,7 +93,7 @@ def test_a_spare_is_told_that_the_store_does_not_answer():
     site.end()
 
 
-def test_a_handler_whose_last_words_break_stops_all_the_same(site):
+def test_a_handler_whose_last_words_break_stops_all_the_same(site, monkeypatch):
     _, member = formed(site, 2)
     look = member.driver.look
 
@@ -95,16 +102,16 @@ def test_a_handler_whose_last_words_break_stops_all_the_same(site):
             raise RendezvousConnectionError("the connection broke")
         look(session, stimulus)
 
-    member.driver.look = breaks
+    monkeypatch.setattr(member.driver, "look", breaks)
     member.handler._leaver.leave_soon()
-    site.until(lambda: all(thread.ended for thread in member.driver._threads), 5.0)
+    site.until(lambda: have_ended(member), 5.0)
 
 
 def test_a_node_that_has_failed_asks_the_store_for_nothing_more(site):
     member, _ = formed(site, 2)
     member.driver._fail(RendezvousError("this node cannot go on"))
     site.advance(1.0)
-    assert all(thread.ended for thread in member.driver._threads)
+    assert have_ended(member)
     asked = member.process.counts.total()
     site.advance(30.0)
     assert member.process.counts.total() == asked

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import redis
 import trustme
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from rdzv_redis import server as server_module
 from rdzv_redis.server import BINARY_VARIABLE, RedisServer
@@ -122,7 +124,7 @@ def test_a_password_is_asked_for_and_stands_in_no_command_line():
     with RedisServer(password='se"cr\\et') as server:
         assert server.client().ping()
         with pytest.raises(redis.AuthenticationError):
-            redis.Redis(port=server.port).ping()
+            server.client(password=None, retry=Retry(NoBackoff(), 0)).ping()
         command = Path(f"/proc/{server.pid}/cmdline").read_bytes()
         assert b"cr" not in command.replace(b"rdzv-redis", b"").replace(b".conf", b"")
         assert (server.data_dir / "server.conf").stat().st_mode & 0o077 == 0
@@ -218,6 +220,18 @@ def test_the_program_is_looked_for_in_the_environment_then_in_the_wheel_then_on_
 
 
 # It ends with its process.
+
+
+def test_a_killed_ones_folder_goes_with_its_process():
+    with parent("server.client().ping(); server.kill()") as process:
+        port, pid, folder = process.stdout.readline().split()
+        assert pid == "0"
+        assert not listens(int(port))
+        assert Path(folder).exists()
+        process.kill()
+        process.wait(LIMIT)
+    eventually(lambda: not Path(folder).exists())
+
 
 PARENT = textwrap.dedent(
     """

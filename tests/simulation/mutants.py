@@ -489,18 +489,6 @@ def woken_node_enters_before_it_beats():
     return [(machine.Machine, "_on_entered", on_entered)]
 
 
-@mutant("of two records of a node the one that arrives later counts")
-def records_in_order_of_arrival():
-    original: Any = leadership.Roster.fold
-
-    def fold(self, ticket, record, now):
-        if record is not None:
-            record = msgspec.structs.replace(record, number=0)
-        original(self, ticket, record, now)
-
-    return [(leadership.Roster, "fold", fold)]
-
-
 @mutant("a store for workers that was offered in vain, as it seemed, is offered to another round")
 def bootstrap_store_offered_twice():
     return [(machine.Machine, "_master_for", lambda self, _: self._master)]

@@ -56,7 +56,7 @@ def calls(client) -> dict[str, int]:
     return {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()}
 
 
-def in_thread(function) -> tuple[threading.Thread, list[Any]]:
+def in_thread(function):
     answers: list[Any] = []
 
     def run() -> None:
@@ -399,6 +399,63 @@ def test_what_is_sent_again_takes_effect_once(redis_server, operation, arguments
             assert store.get(first) == value
 
 
+def test_what_a_paused_server_received_again_and_again_takes_effect_once(own):
+    client = own.client()
+    store = RedisStore(own.client(socket_timeout=0.2), "x:{y}", timedelta(seconds=LIMIT))
+    store.add("n", 1)
+    store.queue_push("queue", "one")
+    client.client_pause(1500)
+    assert store.add("n", 1) == 2
+    client.client_pause(1500)
+    assert store.queue_pop("queue") == b"one"
+    client.client_pause(1500)
+    with pytest.raises(QueueEmptyError):
+        store.queue_pop("queue", False)
+    store.queue_push("queue", "two")
+    assert store.queue_len("queue") == 1
+    assert store.get("n") == b"2"
+
+
+@pytest.mark.parametrize("operation", ["add", "queue_pop", "compare_set"])
+def test_what_comes_late_out_of_a_connection_given_up_changes_nothing(redis_server, operation):
+    with redis_server.client() as client:
+        store = RedisStore(client, f"late:{{{operation}}}", timedelta(seconds=1))
+        store.set("key", "1")
+        late: list[tuple[object, ...]] = []
+
+        class Held(AnswerLost):
+            """The command stays on its way."""
+
+            def send_command(self, *arguments, **options) -> None:
+                late.append(arguments)
+                raise redis.TimeoutError
+
+        def take_answer() -> object:
+            (lane,) = store._link.idle
+            lane.connection = Held(client.connection_pool.get_connection())
+            if operation == "add":
+                return store.add("n", 1)
+            if operation == "compare_set":
+                return store.compare_set("key", "other", "2")
+            with pytest.raises(QueueEmptyError):
+                store.queue_pop("queue", False)
+            return None
+
+        assert take_answer() == {"add": 1, "compare_set": b"1", "queue_pop": None}[operation]
+        # Another connection's changes, after which the late one would succeed.
+        other = RedisStore(redis_server.client(), store._prefix)
+        other.set("key", "other")
+        other.queue_push("queue", "item")
+        client.execute_command(*late[0])
+        store.set("next", "")
+        with pytest.raises(redis.ResponseError, match="too late"):
+            client.execute_command(*late[0])
+        assert other.get("key") == b"other"
+        assert other.queue_len("queue") == 1
+        if operation == "add":
+            assert other.get("n") == b"1"
+
+
 def test_a_script_that_the_server_has_forgotten_is_sent_again(redis_client, store):
     store.set("key", "1")
     redis_client.script_flush()
@@ -472,7 +529,7 @@ def test_a_gloo_group_of_two_processes_forms_on_it(own, way):
 
 
 def test_torch_does_not_forward_every_operation_to_a_python_store(store):
-    prefixed = PrefixStore("prefix", store)
+    prefixed: Any = PrefixStore("prefix", store)
     for operation in (lambda: prefixed.delete_key("a"), prefixed.num_keys):
         with pytest.raises(RuntimeError, match="pure virtual function"):
             operation()
@@ -487,7 +544,6 @@ def test_torch_does_not_forward_every_operation_to_a_python_store(store):
 
 
 def test_a_store_lives_on_under_a_prefix_although_nobody_else_holds_it(open_redis):
-    # torch's stubs do not have clone.
     prefixed: Any = PrefixStore("prefix", open_redis())
     clone = prefixed.clone()
     gc.collect()

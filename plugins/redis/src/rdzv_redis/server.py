@@ -8,6 +8,7 @@ import io
 import os
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -48,8 +49,9 @@ _LOG_LINES = 20
 
 # Its standard input is a pipe whose other end is this process's: read returns
 # when the process has ended, however it did, or has written a word. The server
-# is its child, so the number cannot come to mean another process meanwhile. $1
-# is the folder, or empty where it stays; the rest is the command.
+# is its child, so its number does not come to mean another process meanwhile. $1
+# is the folder, or empty where it stays; the rest is the command. PR_SET_PDEATHSIG
+# would not do: it fires when the thread ends that started the server.
 _SUPERVISOR = """
 folder=$1; shift
 "$@" </dev/null &
@@ -188,7 +190,9 @@ class RedisServer:
             TimeoutError: It was not ready in time.
         """
         if self._supervisor is not None:
-            raise RuntimeError(f"The server runs already, on {self.endpoint}.")
+            if not self._has_ended():
+                raise RuntimeError(f"The server runs already, on {self.endpoint}.")
+            self._end(b"keep\n")
         binary = self.binary
         self._owner = os.getpid()
         if self._folder is None:
@@ -263,7 +267,7 @@ class RedisServer:
     def _wait_until_ready(self, deadline: float) -> bool:
         """Wait until the server answers, or has ended (then False)."""
         no_retry = Retry(NoBackoff(), 0)
-        with self.client(socket_timeout=2.0, retry=no_retry) as client:
+        with self.client(socket_timeout=0.5, retry=no_retry) as client:
             while not self._has_ended():
                 if self._answers(client):
                     return True
@@ -290,7 +294,7 @@ class RedisServer:
             return False
 
     def _has_ended(self) -> bool:
-        """Look for 10 milliseconds whether the server, which alone writes there, has ended."""
+        """Look for 10 milliseconds whether the server has ended: it alone holds that pipe then."""
         if self._supervisor is None:
             return True
         poll = select.poll()
@@ -313,9 +317,15 @@ class RedisServer:
             Path(self._unix_socket).unlink(missing_ok=True)
 
     def kill(self) -> None:
-        """Kill the server with SIGKILL; its data folder stays until ``stop``."""
-        if os.getpid() == self._owner:
-            self._end(b"keep\n")
+        """Kill the server with SIGKILL; its data folder stays until ``stop``, for ``restart``."""
+        if os.getpid() != self._owner or self._has_ended():
+            return
+        os.kill(self._pid, signal.SIGKILL)
+        deadline = time.monotonic() + _PATIENCE
+        while not self._has_ended() and time.monotonic() < deadline:
+            pass  # It looks for a while itself.
+        # The supervisor stays, to remove the folder if this process ends before it calls stop.
+        self._pid = 0
 
     def restart(self) -> None:
         """Start the server anew on its port and data folder, after ``kill`` or while it runs.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import itertools
+import os
 import secrets
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,7 +14,9 @@ from urllib.parse import quote
 
 from redis import Redis
 from redis.cluster import RedisCluster
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from rdzv.dynamic_rendezvous.backend import (
     MAX_RECORDS,
@@ -40,6 +44,17 @@ if TYPE_CHECKING:
 __all__ = ["Document", "RedisSession", "Run"]
 
 T = TypeVar("T")
+
+_PROCESS = secrets.token_hex(5)
+_NUMBERS = itertools.count()
+
+
+def _after_fork() -> None:
+    global _PROCESS  # noqa: PLW0603 - names are the process's, and made often
+    _PROCESS = secrets.token_hex(5)
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 _SLICE = 1000
 """Fields in one command that writes, at most."""
@@ -83,6 +98,8 @@ class Run:
     ) -> None:
         # What redis-py says of its own types covers text and asynchronous clients as well.
         self.client: Any = client
+        self.connection: Any = None
+        """Its own, if it has one."""
         self.where = where
         self.closed = False
         self.ttl = ttl
@@ -99,27 +116,41 @@ class Run:
             other.client = self.call(
                 lambda: Redis(connection_pool=pool, single_connection_client=True)
             )
+            other.connection = other.client.connection
         return other
 
     def close(self) -> None:
         """Close that connection, from any thread."""
         self.closed = True
-        if isinstance(self.client, Redis) and self.client.connection is not None:
+        if self.connection is not None:
             with contextlib.suppress(RedisError, OSError, ValueError):
-                self.client.connection.disconnect()
+                self.connection.disconnect()
 
     def execute(self, script: str, keys: Sequence[str], args: Sequence[object]) -> Any:
         """Execute one of the scripts."""
-        digest = self._digests[script]
+        arguments = (len(keys), *keys, *args)
+        return self.call(lambda: self._evaluate(script, arguments))
 
-        def run() -> Any:
-            try:
-                return self.client.evalsha(digest, len(keys), *keys, *args)
-            except NoScriptError:
-                # The server forgets them when it is told to, or restarted. This loads it, too.
-                return self.client.eval(script, len(keys), *keys, *args)
+    def _evaluate(self, script: str, arguments: tuple[object, ...]) -> Any:
+        try:
+            return self._send("EVALSHA", self._digests[script], *arguments)
+        except NoScriptError:
+            # The server forgets them when it is told to, or restarted. This loads it, too.
+            return self._send("EVAL", script, *arguments)
 
-        return self.call(run)
+    def _send(self, *command: object) -> Any:
+        if self.connection is None:
+            return self.client.execute_command(*command)
+        # The client's own way takes twice the time. And it would connect again by itself: the
+        # engine has to know of that, since a store that failed over may have lost something.
+        if self.closed:
+            raise RedisConnectionError("it was closed")
+        try:
+            self.connection.send_command(*command)
+            return self.connection.read_response()
+        except (RedisConnectionError, RedisTimeoutError):
+            self.close()
+            raise
 
     def call(self, operation: Callable[[], T]) -> T:
         """Run an operation of redis-py; its failures become the core's errors."""
@@ -140,6 +171,10 @@ class Run:
             raise torch_compatible(RendezvousConnectionError)(
                 f"The connection to the Redis server at {self.where} was closed."
             ) from exc
+
+    def new_name(self) -> str:
+        """A name that nobody has used: for a write, or for a record."""
+        return f"{_PROCESS}{next(_NUMBERS) & 0xFFFFFF:06x}"
 
     @staticmethod
     def names(run_id: str, prefix: str) -> Callable[..., str]:
@@ -198,7 +233,7 @@ class Document:
         known = "" if self.failovers is None else self.failovers
         # A token that is none of ours names nothing that is stored.
         expected = "" if token is None else token if isinstance(token, str) and token else "-"
-        args = [expected, secrets.token_hex(8), value, known, run.ttl_ms, self._channel]
+        args = [expected, run.new_name(), value, known, run.ttl_ms, self._channel]
         found: list[Any] = run.execute(scripts.SWAP, [self._key], args)
         if not found:
             return None
@@ -387,7 +422,7 @@ class RedisSession(Session):
     def enter(self, record: bytes) -> int:
         run = self._run
         keys = [self._key("log"), self._key("tickets")]
-        args = [secrets.token_hex(scripts.NAME // 2), record, run.ttl_ms, self._key("arrivals")]
+        args = [run.new_name(), record, run.ttl_ms, self._key("arrivals")]
         return int(run.execute(scripts.ENTER, keys, args))
 
     def records(self, after: int) -> list[tuple[int, bytes | None]]:

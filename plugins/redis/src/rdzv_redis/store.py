@@ -78,6 +78,7 @@ class RedisStore(Store):
       A negative one is a ValueError; TCPStore's then waits for ever.
     - ``wait`` takes several keys one after another. One that was set and deleted
       again before its turn is waited for; in TCPStore it has been there.
+    - A wait may end a tenth of a second after its timeout: Redis looks no more often.
     - Data nobody uses through a store for ``ttl`` seconds is gone.
 
     Through ``PrefixStore`` torch's bindings forward neither ``delete_key`` and
@@ -161,16 +162,16 @@ class RedisStore(Store):
 
     def compare_set(self, key: Data, expected_value: Data, desired_value: Data) -> bytes:
         expected, desired = _value(expected_value), _value(desired_value)
-        answer = self._change("compare_set", _name(key), expected, desired)
-        if isinstance(answer, list):
-            return cast("bytes", answer[0])
-        return desired if answer else expected
+        answer: bytes = self._change("compare_set", _name(key), expected, desired)
+        if answer == b"d":
+            return desired
+        return expected if answer == b"e" else answer[1:]
 
     def append(self, key: Data, value: Data) -> None:
         self._change("append", _name(key), _value(value), LARGEST_VALUE)
 
     def delete_key(self, key: Data) -> bool:
-        return self._change("delete_key", _name(key)) is not None
+        return bool(self._change("delete_key", _name(key)) == b"1")
 
     def num_keys(self) -> int:
         return int(self._ask("HLEN", self._values))
@@ -209,9 +210,9 @@ class RedisStore(Store):
         wait = _Wait(self.timeout, [name]) if block else None
         while True:
             waiter = (wait.waiter, self._patience) if wait else ()
-            item: bytes | None = self._change("pop", name, *waiter)
-            if item is not None:
-                return item
+            answer: bytes = self._change("pop", name, *waiter)
+            if answer != b"n":
+                return answer[1:]
             if wait is None:
                 raise QueueEmptyError("queue is empty")
             self._sleep(wait)
@@ -377,7 +378,7 @@ class _Link:
         """
         lane = self._take()
         try:
-            return self._send(client, lane, command, command)
+            return self._send(client, lane, command)
         finally:
             self.idle.append(lane)
 
@@ -389,11 +390,11 @@ class _Link:
         Raises:
             redis.RedisError: As redis-py raises it.
         """
-        command = ("EVALSHA", script.sha, 1, base, *arguments)
+        lane = self._take()
         try:
-            return self.call(client, command)
-        except NoScriptError:
-            return self.call(client, ("EVAL", script.source, *command[2:]))
+            return self._evaluate(client, lane, script, (1, base, *arguments))
+        finally:
+            self.idle.append(lane)
 
     def change(
         self, client: Any, script: _Script, base: bytes, arguments: tuple[bytes | str | int, ...]
@@ -404,18 +405,21 @@ class _Link:
             redis.RedisError: As redis-py raises it.
         """
         lane = self._take()
-        number = lane.number = lane.number + 1
+        lane.number += 1
         try:
-            first = ("EVALSHA", script.sha, 1, base, lane.name, -number, *arguments)
-            again = (*first[:5], number, *arguments)
-            try:
-                return self._send(client, lane, first, again)
-            except NoScriptError:
-                # Not the first attempt: an earlier one may have got through before a restart.
-                again = ("EVAL", script.source, *again[2:])
-                return self._send(client, lane, again, again)
+            return self._evaluate(
+                client, lane, script, (1, base, lane.name, lane.number, *arguments)
+            )
         finally:
             self.idle.append(lane)
+
+    def _evaluate(
+        self, client: Any, lane: _Lane, script: _Script, arguments: tuple[Any, ...]
+    ) -> Any:
+        try:
+            return self._send(client, lane, ("EVALSHA", script.sha, *arguments))
+        except NoScriptError:
+            return self._send(client, lane, ("EVAL", script.source, *arguments))
 
     def _take(self) -> _Lane:
         try:
@@ -424,14 +428,14 @@ class _Link:
             return _Lane()
 
     @staticmethod
-    def _send(client: Any, lane: _Lane, first: tuple[Any, ...], again: tuple[Any, ...]) -> Any:
+    def _send(client: Any, lane: _Lane, command: tuple[Any, ...]) -> Any:
         pool = getattr(client, "connection_pool", None)
         if pool is not None:
             connection = lane.connection
             if connection is None:
                 connection = lane.connection = pool.get_connection()
             try:
-                connection.send_command(*first, check_health=False)
+                connection.send_command(*command, check_health=False)
                 return connection.read_response(disable_decoding=True)
             except redis.ResponseError:
                 raise
@@ -442,7 +446,7 @@ class _Link:
                 pool.release(connection)
                 if not isinstance(exc, redis.ConnectionError | redis.TimeoutError):
                     raise
-        return client.execute_command(*again, **{NEVER_DECODE: True})
+        return client.execute_command(*command, **{NEVER_DECODE: True})
 
 
 _UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, ClusterError, RedisClusterException)
@@ -529,18 +533,18 @@ local base = KEYS[1]
 local values, queues, once = base .. ':values', base .. ':queues', base .. ':once'
 """
 
-# A change is [lane, number, name, ...]; a number below zero says that it is sent
-# for the first time. The server keeps the last answer of each lane.
+# A change is [lane, number, name, ...]. The server keeps the last number of each
+# lane with its answer: what is sent again gets the same one. The first sending
+# may come after the second, out of a connection that was given up while the
+# server was paused; then it has an old number, or nobody hears its answer.
 _CHANGE = """
 local lane, number, name = ARGV[1], ARGV[2], ARGV[3]
-if string.byte(number) == 45 then
-  number = string.sub(number, 2) .. ':'
-else
-  number = number .. ':'
-  local last = redis.call('HGET', once, lane)
-  if last and string.sub(last, 1, #number) == number then
-    return string.sub(last, #number + 1)
-  end
+local last = redis.call('HGET', once, lane)
+if last then
+  local colon = string.find(last, ':', 1, true)
+  local before = tonumber(string.sub(last, 1, colon - 1))
+  if before == tonumber(number) then return string.sub(last, colon + 1) end
+  if before > tonumber(number) then return redis.error_reply('ERR this change comes too late') end
 end
 """
 
@@ -577,7 +581,7 @@ end
 
 def _done(answer: str) -> str:
     return f"""
-if redis.call('HSET', once, lane, number .. {answer}) == 1 then
+if redis.call('HSET', once, lane, number .. ':' .. {answer}) == 1 then
   {_keep("once")}
 end
 return {answer}
@@ -610,14 +614,21 @@ end
 {_WAKE}
 {_done("answer")}
 """,
-    # One that lost changed nothing, and may be asked again.
+    # What is answered begins with how it ended. One that lost is recorded too: sent
+    # twice, it must not win the second time.
     "compare_set": f"""
 {_CHANGE}
 local current = redis.call('HGET', values, name)
-if current and current ~= ARGV[4] then return {{current}} end
-if not current and ARGV[4] ~= '' then return false end
-{_put("ARGV[5]")}
-{_done("'1'")}
+local answer
+if current and current ~= ARGV[4] then
+  answer = 'c' .. current
+elseif not current and ARGV[4] ~= '' then
+  answer = 'e'
+else
+  {_put("ARGV[5]")}
+  answer = 'd'
+end
+{_done("answer")}
 """,
     "append": f"""
 {_CHANGE}
@@ -630,8 +641,8 @@ end
 """,
     "delete_key": f"""
 {_CHANGE}
-if redis.call('HDEL', values, name) == 0 then return false end
-{_done("'1'")}
+local deleted = tostring(redis.call('HDEL', values, name))
+{_done("deleted")}
 """,
     # A queue is two counters, its head and its tail, and the items between them.
     "push": f"""
@@ -646,20 +657,22 @@ end
 """,
     "pop": f"""
 {_CHANGE}
+local answer
 local tail = redis.call('HGET', queues, 't' .. name)
-if not tail then
+if tail then
+  local head = redis.call('HINCRBY', queues, 'h' .. name, 1)
+  local place = 'i' .. head .. ':' .. name
+  answer = 'i' .. redis.call('HGET', queues, place)
+  redis.call('HDEL', queues, place)
+  if head == tonumber(tail) then redis.call('HDEL', queues, 'h' .. name, 't' .. name) end
+else
+  answer = 'n'
   if ARGV[4] then
     local waiter, patience = ARGV[4], ARGV[5]
     {_WAIT}
   end
-  return false
 end
-local head = redis.call('HINCRBY', queues, 'h' .. name, 1)
-local place = 'i' .. head .. ':' .. name
-local item = redis.call('HGET', queues, place)
-redis.call('HDEL', queues, place)
-if head == tonumber(tail) then redis.call('HDEL', queues, 'h' .. name, 't' .. name) end
-{_done("item")}
+{_done("answer")}
 """,
     "look": f"""
 local waiter, patience = ARGV[1], ARGV[2]

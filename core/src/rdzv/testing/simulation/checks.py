@@ -324,8 +324,9 @@ class Checker:
     def _check_members(
         self, run: _Run, number: int, members: dict[str, int], looked_at: float
     ) -> None:
+        # One that was sent before another may arrive after it, and says nothing any more.
         latest: dict[str, Record] = {}
-        for ticket, record in sorted(run.records.items()):
+        for ticket, record in sorted(run.records.items(), key=lambda item: item[1].number):
             if run.since[ticket] <= looked_at:
                 latest[record.node] = record
         for node in members:
