@@ -93,6 +93,18 @@ def test_a_spare_is_told_that_the_store_does_not_answer():
     site.end()
 
 
+def test_that_the_store_does_not_answer_is_said_with_what_was_heard_last(site):
+    (member,) = formed(site, 1, patience=2.0)
+    site.server.frozen_until = site.hub.now + 1000.0
+    site.advance(5.0)
+    member.driver._trouble = RendezvousConnectionError("The server at node0 has gone.")
+    asking = member.call(member.driver.check)
+    site.until(lambda: asking.ended is not None, 5.0)
+    assert isinstance(asking.result, RendezvousConnectionError)
+    assert "not answered for" in str(asking.result)
+    assert "The server at node0 has gone." in str(asking.result)
+
+
 def test_a_handler_whose_last_words_break_stops_all_the_same(site, monkeypatch):
     _, member = formed(site, 2)
     look = member.driver.look

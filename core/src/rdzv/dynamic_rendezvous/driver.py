@@ -113,6 +113,8 @@ class Driver:
         self._master: object = None
         self._in_touch = self._runtime.monotonic()
         self._busy = False
+        self._trouble: RendezvousConnectionError | None = None
+        """Why the last connection broke, unless the store has answered since."""
         self._resting = False
         self._waits = 0
         """Threads that are in a store's wait, from which only the store calls them back."""
@@ -203,9 +205,11 @@ class Driver:
             self._runtime.sleep(_MOMENT)
             silent = self._unanswered()
         if silent > self._patience:
+            last = "" if self._trouble is None else f" {self._trouble}"
             raise RendezvousConnectionError(
-                f"The store has not answered for {silent:.0f} s (patience={self._patience:g})."
-            )
+                f"The store has not answered for {silent:.0f} s "
+                f"(patience={self._patience:g}).{last}"
+            ) from self._trouble
 
     def _unanswered(self) -> float:
         """For how long the store has owed an answer (seconds)."""
@@ -298,6 +302,7 @@ class Driver:
                 self._fail(exc)
             except RendezvousConnectionError as exc:
                 now = self._runtime.monotonic()
+                self._trouble = exc
                 # One failure after a long time says nothing: this process may have slept. The
                 # next one says that attempts take long.
                 slept = not slept and now - lost_at > self._patience / 2
@@ -465,6 +470,7 @@ class Driver:
         answer: Stimulus | None = perform(session, action, self.machine)
         self._in_touch = self._runtime.monotonic()
         self._busy = False
+        self._trouble = None
         return answer
 
     def _report(self, action: Action) -> None:

@@ -94,7 +94,7 @@ def create_backend(params: RendezvousParameters) -> tuple[RedisRendezvousBackend
     if not params.run_id:
         raise ValueError("The run id must be a non-empty string.")
     names = Run.names(params.run_id, options.prefix)
-    client, _ = connect(options, names("document"))
+    client, patient, _ = connect(options, names("document"))
     backend = RedisRendezvousBackend(
         client,
         params.run_id,
@@ -105,10 +105,6 @@ def create_backend(params: RendezvousParameters) -> tuple[RedisRendezvousBackend
         confirm_within=options.read_timeout,
     )
     backend.run.probe()
-    store = RedisStore(
-        client,
-        names("store"),
-        timedelta(seconds=params.get_as_seconds("timeout", 600.0)),
-        ttl=options.ttl,
-    )
+    seconds = params.get_as_seconds("timeout", 600.0)
+    store = RedisStore(patient, names("store"), timedelta(seconds=seconds), ttl=options.ttl)
     return backend, store

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,9 @@ log = logging.getLogger(__name__)
 
 Client = Redis | RedisCluster
 
+_Make = Callable[[int], Client]
+"""Makes a client that sends a command again so often, after its connection broke."""
+
 
 @dataclass(frozen=True)
 class Server:
@@ -54,44 +59,47 @@ class Server:
     evicts: str | None
 
 
-def connect(options: Options, run_key: str) -> tuple[Client, Server]:
+def connect(options: Options, run_key: str) -> tuple[Client, Client, Server]:
     """Connect, and look at the server that has ``run_key``.
+
+    Returns:
+        A client that sends nothing twice: the engine has to know of each connection that broke.
+        One that tries again, for the store, whose callers do not. And what the server is.
 
     Raises:
         RendezvousConnectionError: It cannot be reached, does not accept the login, or is not
             one that a run can be kept on; the text says what to do.
     """
     if options.kind == "sentinel":
-        client: Client = _by_sentinels(options)
-        server = _inspect(client, run_key, options.where)
+        make: _Make = functools.partial(_by_sentinels, options)
     elif options.kind == "cluster":
-        client = call(options.where, lambda: _cluster(options))
-        server = _inspect(client, run_key, options.where)
+        make = functools.partial(_cluster, options)
     else:
-        client, server = _first_master(options, run_key)
+        make = _first_master(options, run_key)
+    client = call(options.where, lambda: make(0))
+    server = _inspect(client, run_key, options.where)
     _check(server, options)
-    return client, server
+    return client, call(options.where, lambda: make(options.retries)), server
 
 
-def _first_master(options: Options, run_key: str) -> tuple[Client, Server]:
-    """Of several hosts, the one that says that it is a master."""
-    masters: list[tuple[Client, Server, str]] = []
+def _first_master(options: Options, run_key: str) -> _Make:
+    """What makes clients of the one of several hosts that says that it is a master."""
+    masters: list[tuple[_Make, str]] = []
     failures: list[str] = []
     cause: Exception | None = None
     for host in options.hosts or (("", 0),):
         where = options.path or f"{host[0]}:{host[1]}"
-        client: Client = _single(options, host)
+        make = functools.partial(_single, options, host)
         try:
-            server = _inspect(client, run_key, where)
+            server = _inspect(make(0), run_key, where)
             if server.mode == "cluster":
-                client = call(where, lambda: _cluster(options))
-                return client, _inspect(client, run_key, where)
+                return functools.partial(_cluster, options)
         except RendezvousConnectionError as exc:
             failures.append(str(exc))
             cause = exc
             continue
         if server.role == "master":
-            masters.append((client, server, where))
+            masters.append((make, where))
         else:
             failures.append(f"{where} is a read-only replica.")
     if not masters:
@@ -106,10 +114,10 @@ def _first_master(options: Options, run_key: str) -> tuple[Client, Server]:
         ) from (cause.__cause__ or cause if cause is not None else None)
     if len(masters) > 1:
         raise torch_compatible(RendezvousConnectionError)(
-            f"{masters[0][2]} and {masters[1][2]} are two masters, and nodes of one run could "
+            f"{masters[0][1]} and {masters[1][1]} are two masters, and nodes of one run could "
             "choose different ones. Name one of them."
         )
-    return masters[0][:2]
+    return masters[0][0]
 
 
 # ---------------------------------------------------------------- clients
@@ -137,18 +145,18 @@ def _settings(options: Options) -> dict[str, Any]:
     return settings
 
 
-def _retry(options: Options) -> Retry:
-    return Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.5), options.retries)
+def _retry(retries: int) -> Retry:
+    return Retry(ExponentialWithJitterBackoff(base=0.02, cap=1.0), retries)
 
 
-def _single(options: Options, host: tuple[str, int]) -> Redis:
-    settings = _settings(options) | {"db": options.db, "retry": _retry(options)}
+def _single(options: Options, host: tuple[str, int], retries: int) -> Redis:
+    settings = _settings(options) | {"db": options.db, "retry": _retry(retries)}
     if options.kind == "unix":
         return Redis(unix_socket_path=options.path, **settings)
     return Redis(host=host[0], port=host[1], **settings)
 
 
-def _by_sentinels(options: Options) -> Redis:
+def _by_sentinels(options: Options, retries: int) -> Redis:
     settings = _settings(options)
     login = {
         "username": options.sentinel_login.username,
@@ -156,15 +164,15 @@ def _by_sentinels(options: Options) -> Redis:
     }
     sentinel = Sentinel(
         list(options.hosts),
-        sentinel_kwargs={**settings, **login, "retry": Retry(ExponentialWithJitterBackoff(), 0)},
+        sentinel_kwargs={**settings, **login, "retry": _retry(0)},
     )
     master: Redis = sentinel.master_for(
-        options.service, db=options.db, retry=_retry(options), **settings
+        options.service, db=options.db, retry=_retry(retries), **settings
     )
     return master
 
 
-def _cluster(options: Options) -> RedisCluster:
+def _cluster(options: Options, retries: int) -> RedisCluster:
     if options.db:
         raise torch_compatible(RendezvousConnectionError)(
             f"The server at {options.where} belongs to a Cluster, which has no database "
@@ -177,7 +185,7 @@ def _cluster(options: Options) -> RedisCluster:
         )
     return RedisCluster(
         startup_nodes=[ClusterNode(host, port) for host, port in options.hosts],
-        retry=_retry(options),
+        retry=_retry(retries),
         **_settings(options),
     )
 

@@ -63,8 +63,9 @@ PARAMETERS = (
     Parameter(
         "retries",
         "int",
-        0,
-        help="How often a command is sent again at once after its connection broke.",
+        30,
+        help="How often the store that a round hands out tries a command again, up to a second "
+        "apart, after its connection broke.",
     ),
     Parameter("prefix", "str", "rdzv", help="What all keys begin with."),
     Parameter(

@@ -128,15 +128,20 @@ class Run:
 
     def execute(self, script: str, keys: Sequence[str], args: Sequence[object]) -> Any:
         """Execute one of the scripts."""
-        arguments = (len(keys), *keys, *args)
-        return self.call(lambda: self._evaluate(script, arguments))
+        command = (len(keys), *keys, *args)
 
-    def _evaluate(self, script: str, arguments: tuple[object, ...]) -> Any:
-        try:
-            return self._send("EVALSHA", self._digests[script], *arguments)
-        except NoScriptError:
-            # The server forgets them when it is told to, or restarted. This loads it, too.
-            return self._send("EVAL", script, *arguments)
+        def run() -> Any:
+            try:
+                return self._send("EVALSHA", self._digests[script], *command)
+            except NoScriptError:
+                # The server forgets them when it is told to, or restarted. This loads it, too.
+                return self._send("EVAL", script, *command)
+
+        return self.call(run)
+
+    def ask(self, *command: object) -> Any:
+        """The answer to one command, as the server gives it."""
+        return self.call(lambda: self._send(*command))
 
     def _send(self, *command: object) -> Any:
         if self.connection is None:
@@ -446,7 +451,7 @@ class RedisSession(Session):
 
     def _tail(self) -> int:
         run = self._run
-        return _number(run.call(lambda: run.client.hget(self._key("log"), "tail")) or b"0")
+        return _number(run.ask("HGET", self._key("log"), "tail") or b"0")
 
     def bury(self, ticket: int) -> None:
         # A ticket and its record are one write here: there are no holes.
@@ -473,7 +478,7 @@ class RedisSession(Session):
         if not slots:
             return {}
         run = self._run
-        found = run.call(lambda: run.client.hmget(self._key("beats"), list(slots)))
+        found = run.ask("HMGET", self._key("beats"), *slots)
         return {slot: _number(n or b"0") for slot, n in zip(slots, found, strict=True)}
 
     # ------------------------------------------------------------ pieces
