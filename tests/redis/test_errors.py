@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from redis import exceptions
 from redis._parsers.base import BaseParser
 
 from rdzv.errors import RendezvousConnectionError, RendezvousError, RendezvousStateError
-from rdzv_redis.errors import call
+from rdzv_redis.errors import COMMANDS, call
 
 
 def raised_for(error: Exception) -> Exception:
@@ -94,3 +95,8 @@ def test_what_a_clusters_client_has_wrapped_is_what_is_said():
             raise exceptions.RedisClusterException("not enabled")  # noqa: B904 - as redis-py
     except exceptions.RedisClusterException as exc:
         assert "ACL SETUSER" in str(raised_for(exc))
+
+
+def test_the_readme_names_the_commands_that_a_user_needs():
+    readme = Path(__file__).parents[2] / "plugins" / "redis" / "README.md"
+    assert f" {COMMANDS}\n" in readme.read_text()
