@@ -237,6 +237,8 @@ PARENT = textwrap.dedent(
     """
     import os, signal, sys, threading, time
     from rdzv_redis.server import RedisServer
+    # A job in the background of a shell ignores it, and so would this process.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     server = RedisServer()
     # The thread that starts it ends at once.
     thread = threading.Thread(target=server.start)
