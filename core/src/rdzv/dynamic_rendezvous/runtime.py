@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import secrets
 import threading
 import time
-import uuid
 from typing import TYPE_CHECKING
 
 from .. import events
@@ -22,6 +22,9 @@ __all__ = ["REAL", "Runtime"]
 
 
 _HANDLERS = itertools.count()
+
+_NAMES = random.Random(secrets.token_bytes(32))  # noqa: S311 - unique, no secrets
+os.register_at_fork(after_in_child=lambda: _NAMES.seed(secrets.token_bytes(32)))
 
 
 class Runtime:
@@ -69,7 +72,8 @@ class Runtime:
 
     def new_id(self) -> str:
         """A random name that is never made again."""
-        return uuid.uuid4().hex[:16]
+        # Asking the system for each would let go of the interpreter each time.
+        return f"{_NAMES.getrandbits(64):016x}"
 
     def open_master(self, host: str, *, shared: bool) -> tuple[Master, object]:
         """See :func:`.master.open_master`."""

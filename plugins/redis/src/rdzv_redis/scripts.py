@@ -88,7 +88,8 @@ token = string.format('%d-%s', version + 1, ARGV[2])
 redis.call('HSET', KEYS[1], 'token', token, 'text', ARGV[3], 'server', server,
   'failovers', failovers)
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
-if ARGV[6] ~= '' then
+-- Nobody can wait for what replaces nothing.
+if ARGV[6] ~= '' and version > 0 then
   redis.call('PUBLISH', ARGV[6], token .. ' ' .. ARGV[3])
 end
 return {1, token, ARGV[3], failovers}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import itertools
-import os
 import secrets
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +23,7 @@ from rdzv.dynamic_rendezvous.backend import (
     Swap,
     Token,
 )
+from rdzv.dynamic_rendezvous.runtime import REAL
 from rdzv.errors import (
     RendezvousConnectionError,
     RendezvousError,
@@ -44,17 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["Document", "RedisSession", "Run"]
 
 T = TypeVar("T")
-
-_PROCESS = secrets.token_hex(5)
-_NUMBERS = itertools.count()
-
-
-def _after_fork() -> None:
-    global _PROCESS  # noqa: PLW0603 - names are the process's, and made often
-    _PROCESS = secrets.token_hex(5)
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 _SLICE = 1000
 """Fields in one command that writes, at most."""
@@ -177,10 +165,6 @@ class Run:
                 f"The connection to the Redis server at {self.where} was closed."
             ) from exc
 
-    def new_name(self) -> str:
-        """A name that nobody has used: for a write, or for a record."""
-        return f"{_PROCESS}{next(_NUMBERS) & 0xFFFFFF:06x}"
-
     @staticmethod
     def names(run_id: str, prefix: str) -> Callable[..., str]:
         """What makes the key, or the channel, of a name in the run."""
@@ -238,7 +222,7 @@ class Document:
         known = "" if self.failovers is None else self.failovers
         # A token that is none of ours names nothing that is stored.
         expected = "" if token is None else token if isinstance(token, str) and token else "-"
-        args = [expected, run.new_name(), value, known, run.ttl_ms, self._channel]
+        args = [expected, REAL.new_id(), value, known, run.ttl_ms, self._channel]
         found: list[Any] = run.execute(scripts.SWAP, [self._key], args)
         if not found:
             return None
@@ -427,7 +411,7 @@ class RedisSession(Session):
     def enter(self, record: bytes) -> int:
         run = self._run
         keys = [self._key("log"), self._key("tickets")]
-        args = [run.new_name(), record, run.ttl_ms, self._key("arrivals")]
+        args = [REAL.new_id(), record, run.ttl_ms, self._key("arrivals")]
         return int(run.execute(scripts.ENTER, keys, args))
 
     def records(self, after: int) -> list[tuple[int, bytes | None]]:
