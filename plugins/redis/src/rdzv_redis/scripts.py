@@ -62,27 +62,30 @@ checked(redis.call('HSTRLEN', KEYS[1], 'token'))
 local found = redis.call('HMGET', KEYS[1], 'token', 'text', 'server', 'failovers')
 local token, text, failovers = found[1], found[2], tonumber(found[4] or 0)
 local version = 0
--- Another server than the one that took the last write may lack writes that were acknowledged.
-local server = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)') or ''
 if token then
   version = tonumber(string.match(token, '^(%d+)-%w+$'))
   if not version or not text or not failovers then
     error({err = 'RDZV-FOREIGN a document that rdzv did not write'})
   end
-  if found[3] ~= server then
-    failovers = failovers + 1
-    redis.call('HSET', KEYS[1], 'server', server, 'failovers', failovers)
-  end
   if token == string.format('%d-%s', version, ARGV[2]) then
     return {1, token, text, failovers}
   end
-  if token ~= ARGV[1] or (ARGV[4] ~= '' and tonumber(ARGV[4]) ~= failovers) then
+  if token ~= ARGV[1] then
     return {0, token, text, failovers}
   end
 elseif text then
   error({err = 'RDZV-FOREIGN half a document'})
 elseif ARGV[1] ~= '' then
   return {}
+end
+-- Another server than the one that took the last write may lack writes that were acknowledged.
+local server = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)') or ''
+if token and found[3] ~= server then
+  failovers = failovers + 1
+  redis.call('HSET', KEYS[1], 'server', server, 'failovers', failovers)
+end
+if token and ARGV[4] ~= '' and tonumber(ARGV[4]) ~= failovers then
+  return {0, token, text, failovers}
 end
 token = string.format('%d-%s', version + 1, ARGV[2])
 redis.call('HSET', KEYS[1], 'token', token, 'text', ARGV[3], 'server', server,

@@ -405,6 +405,8 @@ class RedisSession(Session):
     def attach(self, epoch: str) -> None:
         if epoch != self._epoch:
             self._epoch, self._renewed = epoch, 0.0
+            for channel in self._listeners.keys() - {self._news}:
+                self._listeners.pop(channel).close()
 
     # ------------------------------------------------------------ the roster
 
