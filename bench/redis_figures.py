@@ -24,12 +24,15 @@ def redis(options: Options) -> Iterator[Row]:
     for nodes, target, repeat in ((64, 0.040, options.repeat), (512, 0.6, options.repeat // 2)):
         with Fleet(server=_SERVER) as fleet:
             times = rounds_of(fleet, "redis", nodes, max(1, repeat))
+        with Fleet() as fleet:
+            others = rounds_of(fleet, "rdzv", nodes, max(1, repeat // 2))
+        ratio = statistics.median(times) / statistics.median(others)
         yield Row(
             f"redis: one round of {nodes} nodes",
-            spread(times),
+            f"{spread(times)}; rdzv-c10d {spread(others)}: {ratio:.2f} times its",
             f"under {duration(target)}",
             statistics.median(times) < target,
-            {"redis": times},
+            {"redis": times, "rdzv-c10d": others},
         )
 
 
@@ -105,6 +108,8 @@ def redis_store(options: Options) -> Iterator[Row]:
             "set": lambda store: store.set("key", "value"),
             "get": lambda store: store.get("key"),
             "add": lambda store: store.add("counter", 1),
+            # TCPStore's set waits for no answer; this does.
+            "set and get": lambda store: (store.set("key", "value"), store.get("key")),
         }
         for name, call in calls.items():
             times: dict[str, list[float]] = {"tcp": [], "redis": []}
