@@ -428,6 +428,17 @@ def test_sentinels_are_taken_where_every_replica_confirms_every_change(sentinels
             client.config_set("min-replicas-to-write", "0")
 
 
+def test_a_server_that_does_not_tell_its_settings_is_refused_with_how_to_permit_it(sentinels):
+    user = ("ACL", "SETUSER", "mute", "on", f">{SECRET}", "~*", "&*", "+@all", "-config")
+    with sentinels.master.client() as client:
+        client.execute_command(*user)
+        try:
+            given = {"username": "mute", "password": SECRET, "wait_replicas": 2}
+            refused(sentinels.endpoint, r"\+config\|get would permit it", **given)
+        finally:
+            client.execute_command("ACL", "DELUSER", "mute")
+
+
 def test_a_sentinels_own_port_is_refused_with_the_right_url(sentinels):
     where = sentinels.sentinels[0].endpoint
     refused(where, rf"is a sentinel.*redis\+sentinel://{where}/<service>")

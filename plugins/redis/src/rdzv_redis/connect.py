@@ -292,5 +292,10 @@ def _check(server: Server, options: Options) -> None:
             f"{risk} Accept it with failover=accept, or have every change confirmed by all "
             f"replicas: wait_replicas={server.replicas}, and min-replicas-to-write of 1 or more "
             "in the server's settings."
+            + (
+                " (It does not tell this user that setting; +config|get would permit it.)"
+                if server.least_replicas is None
+                else ""
+            )
         )
     log.warning("%s failover=accept silences this warning.", risk)
