@@ -165,7 +165,8 @@ def with_sentinels(replicas: int = 2, **settings: str | int) -> Iterator[Sentine
                 port = str(servers[0].port)
                 client.execute_command("SENTINEL", "MONITOR", SERVICE, "127.0.0.1", port, "2")
                 for name, value in (
-                    ("down-after-milliseconds", "500"),
+                    # On a busy machine one that answers late is not to be taken for dead.
+                    ("down-after-milliseconds", "3000"),
                     ("failover-timeout", "2000"),
                     ("parallel-syncs", "2"),
                 ):

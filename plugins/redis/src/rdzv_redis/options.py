@@ -142,7 +142,7 @@ def read_options(params: RendezvousParameters, environ: Mapping[str, str] | None
         ssl_check_hostname=given.get_as_bool("ssl_check_hostname", True) is not False,
         connect_timeout=_positive(given, "connect_timeout", 5.0),
         read_timeout=_positive(given, "read_timeout", 5.0),
-        retries=_count(given, "retries", 30),
+        retries=_count(given, "retries", 0),
         prefix=_read_prefix(given),
         ttl=_positive(given, "ttl", 7200.0),
         wait_replicas=_count(given, "wait_replicas", 0),

@@ -63,9 +63,9 @@ PARAMETERS = (
     Parameter(
         "retries",
         "int",
-        30,
+        0,
         help="How often the store that a round hands out tries a command again, up to a second "
-        "apart, after its connection broke.",
+        "apart, after its connection broke or got no answer.",
     ),
     Parameter("prefix", "str", "rdzv", help="What all keys begin with."),
     Parameter(
