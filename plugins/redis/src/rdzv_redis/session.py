@@ -259,14 +259,9 @@ class _Listener:
     """Messages of one channel, over a connection of its own."""
 
     def __init__(self, run: Run, channel: str) -> None:
-        self.channel = channel
         self._run = run
-        self._pubsub: Any = run.call(self._subscribe)
-
-    def _subscribe(self) -> Any:
-        pubsub = self._run.client.pubsub()
-        pubsub.subscribe(self.channel)
-        return pubsub
+        self._pubsub: Any = run.client.pubsub()
+        run.call(lambda: self._pubsub.subscribe(channel))
 
     def messages(self, timeout: float) -> Iterator[bytes | None]:
         """Messages as they come, for ``timeout`` seconds.
@@ -350,7 +345,7 @@ class RedisSession(Session):
     def listen(self, known: Token | None) -> None:
         self._listen(self._news)
         if known is not None:
-            self._catch_up()
+            self._still_has(known)  # What was said before it listened is not said again.
 
     def wait(self, token: Token, timeout: float) -> tuple[bytes, Token] | None:
         until = time.monotonic() + timeout
@@ -368,10 +363,6 @@ class RedisSession(Session):
             if self._is_news(token):
                 return self._told
         return None
-
-    def _catch_up(self) -> None:
-        """Look: what was said before it listened is not said again."""
-        self._told = self._document.read() or self._told
 
     def _still_has(self, token: Token) -> bool:
         """Look whether the server has what this token names, or something newer.
