@@ -20,7 +20,7 @@ import trustme
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from rdzv_redis import server as server_module
+from rdzv.testing import local_server
 from rdzv_redis.server import BINARY_VARIABLE, RedisServer
 
 LIMIT = 30.0
@@ -177,9 +177,9 @@ def test_a_port_that_is_taken_is_an_error_and_a_lost_race_is_run_again(monkeypat
         port = taken.getsockname()[1]
         with pytest.raises(RuntimeError, match="already in use"):
             RedisServer(port).start()
-        ports = iter([port, port])
-        free = server_module._free_port
-        monkeypatch.setattr(server_module, "_free_port", lambda: next(ports, None) or free())
+        ports = iter([[port], [port]])
+        free = local_server.free_ports
+        monkeypatch.setattr(local_server, "free_ports", lambda *args: next(ports, free(*args)))
         with RedisServer() as server:
             assert server.port != port
             assert server.client().ping()
