@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, ClassVar, cast
 
@@ -154,6 +154,10 @@ class LocalServer(abc.ABC):
 
         That another server answers on its port must not count. ``log`` and ``pid`` may help.
         """
+
+    def environment(self) -> Mapping[str, str]:
+        """Say the server's environment variables; by default they are this process's."""
+        return os.environ
 
     def clean_up(self) -> None:  # noqa: B027 - there may be nothing to do.
         """Remove what the server leaves outside its data folder; called by ``stop``."""
@@ -305,6 +309,7 @@ class LocalServer(abc.ABC):
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log if self._stderr is None else self._stderr,
+                env=self.environment(),
                 bufsize=0,
                 # Out of reach of the signals that a terminal sends to the job.
                 start_new_session=True,

@@ -104,8 +104,9 @@ class EtcdServer(LocalServer):
             timeout: Seconds within which it must be ready, all attempts together; 60
                 unless the server was made with another.
             num_retries: How often to try where somebody else takes the port meanwhile.
-            stderr: A file or descriptor to which the log is copied. Nothing else than
-                ``log`` has it with ``None``, ``subprocess.DEVNULL`` or ``subprocess.PIPE``.
+            stderr: A file or descriptor to which the log is copied; it has to be open at
+                ``restart`` too. With ``None``, ``subprocess.DEVNULL`` and
+                ``subprocess.PIPE`` only ``log`` has it.
 
         Raises:
             FileNotFoundError: There is no program to start.
@@ -167,6 +168,16 @@ class EtcdServer(LocalServer):
             peer = options["initial-advertise-peer-urls"]
             options["initial-cluster"] = f"{options['name']}={peer}"
         return [self.binary, *(f"--{name}={_text(value)}" for name, value in options.items())]
+
+    def environment(self) -> Mapping[str, str]:
+        # A variable for what an option says too keeps etcd from starting; others would tell a
+        # private server what is meant for another. One permits an architecture.
+        permitted = "ETCD_UNSUPPORTED_ARCH"
+        return {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("ETCD_") or name == permitted
+        }
 
     def is_ready(self) -> bool:
         # It says so once it has a leader and has read through it.
