@@ -7,43 +7,20 @@ import os
 import select
 import signal
 import socket
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
-import trustme
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from rdzv_redis import server as server_module
+from rdzv.testing import local_server
 from rdzv_redis.server import BINARY_VARIABLE, RedisServer
 
-LIMIT = 30.0
+from ..local_servers import LIMIT, Certificates, eventually, exists, listens, parent
 
-
-def eventually(condition) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+MAKE = "from rdzv_redis.server import RedisServer; server = RedisServer()"
 
 
 def test_it_answers_once_it_is_started_and_is_gone_once_it_is_stopped():
@@ -148,12 +125,12 @@ def test_it_speaks_tls_where_its_program_can(tmp_path):
     binary = "/usr/bin/redis-server"
     if not Path(binary).exists():
         pytest.skip("needs Debian's redis-server, which has TLS: apt install redis-server")
-    authority = trustme.CA()
-    files = {name: tmp_path / name for name in ("cert-file", "key-file", "ca-cert-file")}
-    certificate = authority.issue_cert("127.0.0.1")
-    certificate.private_key_pem.write_to_path(files["key-file"])
-    certificate.cert_chain_pems[0].write_to_path(files["cert-file"])
-    authority.cert_pem.write_to_path(files["ca-cert-file"])
+    made = Certificates.make(tmp_path)
+    files = {
+        "cert-file": made.path("server.pem"),
+        "key-file": made.path("server.key"),
+        "ca-cert-file": made.path("ca.pem"),
+    }
     with RedisServer(binary=binary, tls=files) as server:
         client = server.client(
             ssl=True,
@@ -177,9 +154,9 @@ def test_a_port_that_is_taken_is_an_error_and_a_lost_race_is_run_again(monkeypat
         port = taken.getsockname()[1]
         with pytest.raises(RuntimeError, match="already in use"):
             RedisServer(port).start()
-        ports = iter([port, port])
-        free = server_module._free_port
-        monkeypatch.setattr(server_module, "_free_port", lambda: next(ports, None) or free())
+        ports = iter([[port], [port]])
+        free = local_server.free_ports
+        monkeypatch.setattr(local_server, "free_ports", lambda *args: next(ports, free(*args)))
         with RedisServer() as server:
             assert server.port != port
             assert server.client().ping()
@@ -223,7 +200,7 @@ def test_the_program_is_looked_for_in_the_environment_then_in_the_wheel_then_on_
 
 
 def test_a_killed_ones_folder_goes_with_its_process():
-    with parent("server.client().ping(); server.kill()") as process:
+    with parent(MAKE, "server.client().ping(); server.kill()") as process:
         port, pid, folder = process.stdout.readline().split()
         assert pid == "0"
         assert not listens(int(port))
@@ -233,36 +210,9 @@ def test_a_killed_ones_folder_goes_with_its_process():
     eventually(lambda: not Path(folder).exists())
 
 
-PARENT = textwrap.dedent(
-    """
-    import os, signal, sys, threading, time
-    from rdzv_redis.server import RedisServer
-    # A job in the background of a shell ignores it, and so would this process.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    server = RedisServer()
-    # The thread that starts it ends at once.
-    thread = threading.Thread(target=server.start)
-    thread.start()
-    thread.join()
-    {then}
-    print(server.port, server.pid, server.data_dir, flush=True)
-    sys.stdin.read()
-    """
-)
-
-
-def parent(then: str = "") -> Any:
-    return subprocess.Popen(
-        [sys.executable, "-c", PARENT.format(then=then)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, None])
 def test_it_ends_with_its_process_however_that_ends(how):
-    with parent() as process:
+    with parent(MAKE) as process:
         port, pid, folder = process.stdout.readline().split()
         assert listens(int(port))
         if how is None:
@@ -277,7 +227,7 @@ def test_it_ends_with_its_process_however_that_ends(how):
 
 def test_a_forked_child_that_lives_on_does_not_keep_it():
     then = "child = os.fork()\nif child == 0: server.stop(); time.sleep(1000)\nprint(child)"
-    with parent(then) as process:
+    with parent(MAKE, then) as process:
         child = int(process.stdout.readline())
         try:
             port, pid, folder = process.stdout.readline().split()
