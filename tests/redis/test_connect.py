@@ -23,8 +23,8 @@ from rdzv_redis.errors import COMMANDS
 from rdzv_redis.server import RedisServer
 from rdzv_redis.store import RedisStore
 
-from ..local_servers import Certificates
-from .servers import LIMIT, Cluster, Sentinels, cluster, debian, replicated, valkey, with_sentinels
+from ..local_servers import LIMIT, Certificates
+from .servers import Cluster, Sentinels, cluster, debian, replicated, valkey, with_sentinels
 
 SECRET = "s3cr3t-w0rd"
 

@@ -33,7 +33,8 @@ _PATIENCE = 5.0
 _PAUSE = 0.1
 """Seconds between two attempts to get back a port that must stay the same."""
 
-_LOG_LINES = 20
+_FIRST, _LAST = 5, 20
+"""How many lines of the log an error shows: the cause is among the first where help follows."""
 
 # Its standard input is a pipe whose other end is this process's: read returns
 # when the process has ended, however it did, or has written a word. The server
@@ -248,7 +249,7 @@ class LocalServer(abc.ABC):
 
         Raises:
             FileNotFoundError: There is no program to start.
-            RuntimeError: It runs already, or did not start; then with its last log lines.
+            RuntimeError: It runs already, or did not start; then with lines of its log.
             TimeoutError: It was not ready in time.
         """
         if self._supervisor is not None:
@@ -292,7 +293,7 @@ class LocalServer(abc.ABC):
             others = self.port_count > 1 or not self._asked_port
             if not taken or same_ports or not others or attempt >= self.attempts:
                 raise RuntimeError(
-                    f"{binary} did not start on {self.endpoint}. {self._last_lines()}"
+                    f"{binary} did not start on {self.endpoint}. {self._log_lines()}"
                 )
 
     def _has_ports(self) -> bool:
@@ -325,7 +326,7 @@ class LocalServer(abc.ABC):
             if time.monotonic() >= deadline:
                 raise TimeoutError(
                     f"{binary} was not ready on {self.endpoint} after {self._timeout} "
-                    f"seconds. {self._last_lines()}"
+                    f"seconds. {self._log_lines()}"
                 )
         return False
 
@@ -337,8 +338,11 @@ class LocalServer(abc.ABC):
         poll.register(_out(self._supervisor), select.POLLIN | select.POLLHUP)
         return bool(poll.poll(10)) and not _out(self._supervisor).read(65536)
 
-    def _last_lines(self) -> str:
-        return "Its log:\n" + "\n".join(self.log.splitlines()[-_LOG_LINES:])
+    def _log_lines(self) -> str:
+        lines = self.log.splitlines()
+        if len(lines) > _FIRST + _LAST:
+            lines[_FIRST:-_LAST] = ["…"]
+        return "\n".join(["Its log:", *lines])
 
     # ------------------------------------------------------------ ending
 

@@ -110,7 +110,7 @@ class EtcdServer(LocalServer):
 
         Raises:
             FileNotFoundError: There is no program to start.
-            RuntimeError: It runs already, or did not start; then with its last log lines.
+            RuntimeError: It runs already, or did not start; then with lines of its log.
             TimeoutError: It was not ready in time.
         """
         if timeout is not None:
