@@ -34,12 +34,12 @@ from .translate import (
 )
 from .wire import METHODS, Message, message
 
-__all__ = ["DEFAULT_PORT", "Connection", "EtcdClient", "Tls"]
+__all__ = ["CHANNEL_OPTIONS", "DEFAULT_PORT", "HAS_LEADER", "Connection", "EtcdClient", "Tls"]
 
 DEFAULT_PORT = 2379
 """The port of an endpoint that names none."""
 
-_OPTIONS = (
+CHANNEL_OPTIONS = (
     # Notice a server that was frozen, or a network that swallows everything. The last of them
     # is what an idle watch goes by.
     ("grpc.keepalive_time_ms", 10_000),
@@ -70,7 +70,7 @@ _SHORTEST = 0.001
 
 Metadata = tuple[tuple[str, str], ...]
 
-_HAS_LEADER: Metadata = (("hasleader", "true"),)
+HAS_LEADER: Metadata = (("hasleader", "true"),)
 """Have a member that is cut off from its leader say so, instead of letting the caller wait."""
 
 _CREATE, _WATCH = message("WatchCreateRequest"), message("WatchRequest")
@@ -115,7 +115,6 @@ class Connection:
         index: The number of the member's endpoint.
         endpoint: The endpoint, for people.
         channel: The channel.
-        credentials: gRPC's, for each call, if any.
         close: What ends it; it is called once, also when nobody refers to it any more.
     """
 
@@ -124,13 +123,11 @@ class Connection:
         index: int,
         endpoint: str,
         channel: grpc.Channel,
-        credentials: grpc.CallCredentials | None = None,
         close: Callable[[], None] | None = None,
     ) -> None:
         self.index = index
         self.endpoint = endpoint
-        self.metadata = _HAS_LEADER
-        self._credentials = credentials
+        self.metadata = HAS_LEADER
         self._calls = {
             method: (channel.unary_stream if method == "Watch" else channel.unary_unary)(
                 f"/etcdserverpb.{service}/{method}",
@@ -146,11 +143,9 @@ class Connection:
         method: str,
         request: Message,
         timeout: float | None,
-        metadata: Metadata = _HAS_LEADER,
+        metadata: Metadata = HAS_LEADER,
     ) -> Any:
-        return self._calls[method](
-            request, timeout=timeout, metadata=metadata, credentials=self._credentials
-        )
+        return self._calls[method](request, timeout=timeout, metadata=metadata)
 
 
 class EtcdClient(seam.Client):
@@ -429,7 +424,7 @@ class EtcdClient(seam.Client):
         raise seam.UnavailableError(" ".join(dict.fromkeys(map(str, errors))), sent=False)
 
     def _connect_to(self, index: int, timeout: float) -> Connection:
-        connection = self._channel(index)
+        connection = self.open_channel(index)
         with self._lock:
             if self._closed:
                 raise self._closed_error()
@@ -448,12 +443,13 @@ class EtcdClient(seam.Client):
         # One that has failed is closed by being forgotten.
         return connection
 
-    def _channel(self, index: int) -> Connection:
+    def open_channel(self, index: int) -> Connection:
+        """A channel to a member, by the number of its endpoint; nobody has looked who is there."""
         endpoint = self._endpoints[index]
         if self._credentials is None:
-            channel = grpc.insecure_channel(endpoint, _OPTIONS)
+            channel = grpc.insecure_channel(endpoint, CHANNEL_OPTIONS)
         else:
-            channel = grpc.secure_channel(endpoint, self._credentials, _OPTIONS)
+            channel = grpc.secure_channel(endpoint, self._credentials, CHANNEL_OPTIONS)
         return Connection(index, endpoint, channel)
 
     def _log_in(self, connection: Connection, timeout: float) -> None:
@@ -467,7 +463,7 @@ class EtcdClient(seam.Client):
             if "authentication is not enabled" not in (exc.details() or ""):
                 raise
         else:
-            connection.metadata = (*_HAS_LEADER, ("token", token))
+            connection.metadata = (*HAS_LEADER, ("token", token))
 
     def _closed_error(self) -> seam.UnavailableError:
         text = f"The client of etcd at {self.where} was closed."
