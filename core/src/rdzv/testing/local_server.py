@@ -80,7 +80,7 @@ class LocalServer(abc.ABC):
                 return "ready to accept connections" in self.log
 
         with PostgresServer() as server:
-            psycopg.connect(host=server.host, port=server.port)
+            psycopg.connect(host=server.host, port=server.port, dbname="postgres")
 
     The program has to stay in the foreground, and to leave open the descriptors that
     it inherits: by one of them this process knows that it runs. Its output goes to the
@@ -91,6 +91,9 @@ class LocalServer(abc.ABC):
         binary: The server's program; ``binary`` says where else it is looked for.
         data_dir: The data folder, which then stays; otherwise a temporary one.
         timeout: Seconds within which the server must be ready.
+
+    Attributes:
+        ports: All ports of the server, ``port`` first; chosen at the first start.
     """
 
     kind: ClassVar[str] = "rdzv-server"
