@@ -55,8 +55,9 @@ _FEW = 8
 _CACHED = 4096
 """Bytes of the largest value that is remembered."""
 
-_BACKOFF, _LONGEST_BACKOFF = 0.002, 0.25
-"""Seconds that one whose attempts others have spoiled holds back, at first and at most."""
+_REQUESTS, _LONGEST_BACKOFF = 4, 0.5
+"""How long one whose attempts others have spoiled holds back at first, in times that a request
+takes; and the most, in seconds."""
 
 _NUMBER = re.compile(rb"0|-?[1-9][0-9]{0,18}", re.ASCII)
 
@@ -182,7 +183,7 @@ class EtcdStore(Store):
         self._ttl = ttl
         self._retry_timeout = retry_timeout
         base = etcd_store_prefix if etcd_store_prefix.endswith("/") else f"{etcd_store_prefix}/"
-        self._link = StoreLink(etcd_client, base.encode(), ttl)
+        self._link = StoreLink.shared(etcd_client, base.encode(), ttl)
         self._keys = self._link.keys
         keep_alive(self)
 
@@ -300,15 +301,13 @@ class EtcdStore(Store):
         return True
 
     def clone(self) -> EtcdStore:
-        clone = EtcdStore(
+        return EtcdStore(
             self._client,
             self._prefix,
             self.timeout,
             ttl=self._ttl,
             retry_timeout=self._retry_timeout,
         )
-        clone._link = self._link
-        return clone
 
     # Queues.
 
@@ -556,9 +555,9 @@ class EtcdStore(Store):
             return self._link.change(root, write, self._limit, f"{what} of key {_shown(name)}")
         except seam.TooLargeError as exc:
             raise DistStoreError(
-                f"The {what} of key {_shown(name)} writes {size} bytes. etcd takes no more than 1.5 "
-                "MiB in one request, key included, where its --max-request-bytes does not permit "
-                f"it: divide the value, or start etcd with a higher limit. {exc}"
+                f"The {what} of key {_shown(name)} writes {size} bytes. etcd takes no more than "
+                "1.5 MiB in one request, key included, where its --max-request-bytes does not "
+                f"permit it: divide the value, or start etcd with a higher limit. {exc}"
             ) from exc
 
     @staticmethod
@@ -574,18 +573,22 @@ class _Rivals:
 
     One attempt fails because what was known is old, and tells what is true now. The next one,
     made at once, fails only if somebody changed it within one request: then there are several.
+    The more there are, the longer etcd takes for each request: so that is the measure.
     """
 
     def __init__(self) -> None:
         self._wins = 0
-        self._longest = _BACKOFF
+        self._longest = 0.0
+        self._tried_at = time.monotonic()
 
     def won(self) -> None:
         """Another one was first; sleep, if it has to be."""
         self._wins += 1
         if self._wins % 2 == 0:
+            taken = time.monotonic() - self._tried_at
+            self._longest = min(_LONGEST_BACKOFF, max(_REQUESTS * taken, 2 * self._longest))
             time.sleep(random.uniform(0, self._longest))  # noqa: S311
-            self._longest = min(_LONGEST_BACKOFF, 2 * self._longest)
+        self._tried_at = time.monotonic()
 
 
 def _value_of(found: Range) -> _Value:
