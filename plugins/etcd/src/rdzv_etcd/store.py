@@ -272,20 +272,22 @@ class EtcdStore(Store):
         wait = None
         while True:
             still: list[int] = []
+            revision = 0
             for some in _parts(missing, lambda index: 2 * len(names[index])):
                 gets = [self._look_at(names[index]) for index in some]
-                results = self._link.read(gets, self._limit).results
-                for index, result in zip(some, results, strict=True):
+                answer = self._link.read(gets, self._limit)
+                for index, result in zip(some, answer.results, strict=True):
                     kvs = cast("Range", result).kvs
                     if kvs:
                         found[index] = self._data(kvs[0])
                     else:
+                        revision = revision or answer.revision
                         still.append(index)
             if not still:
                 return cast("list[bytes]", found)
             missing = still
             wait = wait or Wait(self.timeout, names)
-            self._wait_for(wait, [names[index] for index in missing])
+            self._wait_for(wait, [names[index] for index in missing], revision)
 
     def multi_set(self, keys: Iterable[Data], values: Iterable[Data]) -> None:
         names = names_of(keys)
@@ -414,15 +416,18 @@ class EtcdStore(Store):
         names = names_of(keys)
         self._wait_for(Wait(self.timeout if timeout is None else timeout, names), names)
 
-    def _wait_for(self, wait: Wait, names: list[bytes]) -> None:
-        start, at_once = 0, _OPERATIONS
+    def _wait_for(self, wait: Wait, names: list[bytes], revision: int = 0) -> None:
+        """Wait for keys, the first of which was missing at ``revision`` if that is known."""
+        start, at_once = 0, _FEW if revision else _OPERATIONS
+        missing: int | None = 0
         while True:
-            missing, revision = self._first_missing(names, start, at_once)
+            if not revision:
+                missing, revision = self._first_missing(names, start, at_once)
             if missing is None:
                 return
             come = self._sleep(wait, self._keys.value(names[missing]), SEEN_END, revision)
             # It need not be looked for again, and the next one has probably not come either.
-            start, at_once = missing + (come is not None), _FEW
+            start, at_once, revision = missing + (come is not None), _FEW, 0
 
     def _first_missing(
         self, names: list[bytes], start: int, at_once: int
