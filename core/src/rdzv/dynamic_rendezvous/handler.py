@@ -126,6 +126,10 @@ class DynamicRendezvousHandler(RendezvousHandler):
         runtime: Runtime = REAL,
     ) -> None:
         check(settings, patience)
+        if isinstance(backend, SessionBackend):
+            backend.set_liveness(
+                settings.keep_alive_interval.total_seconds(), settings.keep_alive_max_attempt
+            )
         self._runtime = runtime
         self._settings = settings
         self._backend_name = backend_name
