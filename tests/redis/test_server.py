@@ -3,70 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import select
-import signal
-import socket
-import subprocess
-import sys
-import textwrap
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
-import trustme
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from rdzv_redis import server as server_module
 from rdzv_redis.server import BINARY_VARIABLE, RedisServer
 
-LIMIT = 30.0
+from ..local_servers import Certificates, LocalServerCases, listens
 
 
-def eventually(condition) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+class TestRedisServer(LocalServerCases):
+    def make(self, port=0, **options):
+        return RedisServer(port, **options)
 
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def test_it_answers_once_it_is_started_and_is_gone_once_it_is_stopped():
-    server = RedisServer()
-    server.start()
-    pid, folder = server.pid, server.data_dir
-    assert server.endpoint == f"127.0.0.1:{server.port}"
-    assert redis.Redis(host=server.host, port=server.port).ping()
-    assert "Ready to accept connections" in server.log
-    start = time.monotonic()
-    server.stop()
-    assert time.monotonic() - start < 2
-    assert not listens(server.port)
-    assert not exists(pid)
-    assert not folder.exists()
-    assert server.pid == 0
-    server.stop()
-
-
-def test_many_run_beside_each_other():
-    with RedisServer() as one, RedisServer() as other:
-        one.client().set("key", "1")
-        assert other.client().get("key") is None
+    def source(self):
+        return "from rdzv_redis.server import RedisServer; server = RedisServer()"
 
 
 def test_a_stopped_server_can_be_started_again_and_is_empty():
@@ -75,11 +29,6 @@ def test_a_stopped_server_can_be_started_again_and_is_empty():
         with server:
             assert server.client().dbsize() == 0
             server.client().set("key", "1")
-
-
-def test_a_running_server_is_not_started_twice():
-    with RedisServer() as server, pytest.raises(RuntimeError, match=str(server.port)):
-        server.start()
 
 
 @pytest.mark.parametrize("persistent", [True, False])
@@ -101,15 +50,6 @@ def test_a_killed_one_can_be_restarted():
         assert server.data_dir.exists()
         server.restart()
         assert server.client().get("key") == b"1"
-
-
-def test_one_that_somebody_else_killed_can_be_restarted_and_stopped():
-    with RedisServer() as server:
-        os.kill(server.pid, signal.SIGKILL)
-        eventually(lambda: not listens(server.port))
-        server.restart()
-        assert server.client().ping()
-        os.kill(server.pid, signal.SIGKILL)
 
 
 def test_a_folder_of_the_callers_stays_with_its_data(tmp_path):
@@ -148,12 +88,12 @@ def test_it_speaks_tls_where_its_program_can(tmp_path):
     binary = "/usr/bin/redis-server"
     if not Path(binary).exists():
         pytest.skip("needs Debian's redis-server, which has TLS: apt install redis-server")
-    authority = trustme.CA()
-    files = {name: tmp_path / name for name in ("cert-file", "key-file", "ca-cert-file")}
-    certificate = authority.issue_cert("127.0.0.1")
-    certificate.private_key_pem.write_to_path(files["key-file"])
-    certificate.cert_chain_pems[0].write_to_path(files["cert-file"])
-    authority.cert_pem.write_to_path(files["ca-cert-file"])
+    made = Certificates.make(tmp_path)
+    files = {
+        "cert-file": made.path("server.pem"),
+        "key-file": made.path("server.key"),
+        "ca-cert-file": made.path("ca.pem"),
+    }
     with RedisServer(binary=binary, tls=files) as server:
         client = server.client(
             ssl=True,
@@ -170,32 +110,6 @@ def test_a_start_that_fails_says_what_the_server_said():
         server.start()
     with pytest.raises(RuntimeError):
         _ = server.data_dir
-
-
-def test_a_port_that_is_taken_is_an_error_and_a_lost_race_is_run_again(monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(RuntimeError, match="already in use"):
-            RedisServer(port).start()
-        ports = iter([port, port])
-        free = server_module._free_port
-        monkeypatch.setattr(server_module, "_free_port", lambda: next(ports, None) or free())
-        with RedisServer() as server:
-            assert server.port != port
-            assert server.client().ping()
-
-
-def test_one_that_is_never_ready_is_given_up(tmp_path):
-    idle = tmp_path / "idle"
-    idle.write_text("#!/bin/sh\nexec sleep 1000\n")
-    idle.chmod(0o755)
-    with pytest.raises(TimeoutError, match="not ready"):
-        RedisServer(binary=idle, timeout=0.2).start()
-
-
-def test_a_program_that_is_not_there_is_an_error():
-    with pytest.raises(RuntimeError, match="no-such-program"):
-        RedisServer(binary="/no-such-program").start()
 
 
 def test_the_program_is_looked_for_in_the_environment_then_in_the_wheel_then_on_the_path(
@@ -217,91 +131,3 @@ def test_the_program_is_looked_for_in_the_environment_then_in_the_wheel_then_on_
     for name in ("valkey-server", "redis-server"):
         (tmp_path / name).touch(mode=0o755)
         assert RedisServer().binary == str(tmp_path / name)
-
-
-# It ends with its process.
-
-
-def test_a_killed_ones_folder_goes_with_its_process():
-    with parent("server.client().ping(); server.kill()") as process:
-        port, pid, folder = process.stdout.readline().split()
-        assert pid == "0"
-        assert not listens(int(port))
-        assert Path(folder).exists()
-        process.kill()
-        process.wait(LIMIT)
-    eventually(lambda: not Path(folder).exists())
-
-
-PARENT = textwrap.dedent(
-    """
-    import os, signal, sys, threading, time
-    from rdzv_redis.server import RedisServer
-    # A job in the background of a shell ignores it, and so would this process.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    server = RedisServer()
-    # The thread that starts it ends at once.
-    thread = threading.Thread(target=server.start)
-    thread.start()
-    thread.join()
-    {then}
-    print(server.port, server.pid, server.data_dir, flush=True)
-    sys.stdin.read()
-    """
-)
-
-
-def parent(then: str = "") -> Any:
-    return subprocess.Popen(
-        [sys.executable, "-c", PARENT.format(then=then)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, None])
-def test_it_ends_with_its_process_however_that_ends(how):
-    with parent() as process:
-        port, pid, folder = process.stdout.readline().split()
-        assert listens(int(port))
-        if how is None:
-            process.stdin.close()
-        else:
-            process.send_signal(how)
-        process.wait(LIMIT)
-    eventually(lambda: not exists(int(pid)))
-    eventually(lambda: not Path(folder).exists())
-    assert not listens(int(port))
-
-
-def test_a_forked_child_that_lives_on_does_not_keep_it():
-    then = "child = os.fork()\nif child == 0: server.stop(); time.sleep(1000)\nprint(child)"
-    with parent(then) as process:
-        child = int(process.stdout.readline())
-        try:
-            port, pid, folder = process.stdout.readline().split()
-            # The child has not stopped it.
-            assert redis.Redis(port=int(port)).ping()
-            process.kill()
-            process.wait(LIMIT)
-            eventually(lambda: not exists(int(pid)))
-            eventually(lambda: not Path(folder).exists())
-        finally:
-            os.kill(child, signal.SIGKILL)
-
-
-def test_a_child_that_ends_leaves_the_server_to_its_parent():
-    with RedisServer() as server:
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child == 0:
-            server.stop()
-            server.kill()
-            os.write(writing, b"x")
-            os._exit(0)
-        assert select.select([reading], [], [], LIMIT)[0]
-        assert os.waitpid(child, 0)[1] == 0
-        os.close(reading)
-        os.close(writing)
-        assert server.client().ping()

