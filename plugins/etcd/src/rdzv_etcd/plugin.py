@@ -82,7 +82,7 @@ _ETCD = BackendSpec(
     capabilities=frozenset({"roster", "watch"}),
     guarantees=(
         "What is stored is linearizable, and survives the loss of a minority of the members.",
-        "A lost node is noticed when its lease ends; after twice that where etcd's leader dies too.",
+        "A lost node is noticed when its lease ends; twice that if etcd's leader dies too.",
         "The keys of a run expire when nobody in it has been alive for its time to live.",
     ),
 )
@@ -100,12 +100,15 @@ def rdzv_backend(name: str) -> BackendSpec | None:
     return _BACKENDS.get(name)
 
 
+# What torch's legacy handler calls the same.
+_TORCH = {"ca_cert": ("cacert",), "ssl_cert": ("cert",), "ssl_cert_key": ("key",)}
+
 _LEGACY = HandlerSpec(
     name="etcd-legacy",
     summary="the interface of torch's legacy handler for etcd; use 'etcd' instead",
     create=_create_legacy,
     parameters=(
-        *_CONNECTING,
+        *(replace(each, aliases=_TORCH.get(each.name, ())) for each in _CONNECTING),
         Parameter("timeout", "seconds", 600.0, help="Within which a round has to complete."),
         Parameter(
             "last_call_timeout",
