@@ -69,3 +69,8 @@ def _ask(
         text = answer.read()
         assert answer.status == 200, text
         return json.loads(text)
+
+
+def compact(server: EtcdServer, revision: int) -> None:
+    """Have the server forget what was before a revision."""
+    _ask(server, "/v3/kv/compaction", {"revision": revision, "physical": True})

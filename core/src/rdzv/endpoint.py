@@ -169,7 +169,7 @@ def host_of(endpoint: str) -> str | None:
     What an endpoint is made of is its backend's business: ``host:port``, several of
     them with commas between, the same after a scheme and a login, a path.
     """
-    place = endpoint.strip().rpartition("://")[2] if "://" in endpoint else endpoint.strip()
+    place = endpoint.strip().partition("://")[2] if "://" in endpoint else endpoint.strip()
     place = place.partition("?")[0].rpartition("@")[2]
     first = place.split(",")[0].partition("/")[0]
     try:

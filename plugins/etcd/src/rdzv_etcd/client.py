@@ -6,28 +6,40 @@ import contextlib
 import os
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
-from rdzv.endpoint import parse_rendezvous_endpoint, redact
+from rdzv.endpoint import parse_rendezvous_endpoint
 
 from . import seam
-from .seam import Compare, Deleted, Event, Get, KeyValue, Lease, Put, PutDone, Range, Txn
+from .seam import Event, Get, Lease, Range, Txn
+from .translate import (
+    BusyError,
+    LeaseExistsError,
+    TokenError,
+    call_error,
+    canceled_error,
+    delete_request,
+    event_of,
+    get_request,
+    put_request,
+    range_of,
+    result_of,
+    txn_request,
+)
 from .wire import METHODS, Message, message
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["DEFAULT_PORT", "EtcdClient", "Tls"]
+__all__ = ["CHANNEL_OPTIONS", "DEFAULT_PORT", "HAS_LEADER", "Connection", "EtcdClient", "Tls"]
 
 DEFAULT_PORT = 2379
 """The port of an endpoint that names none."""
 
-_OPTIONS = (
+CHANNEL_OPTIONS = (
     # Notice a server that was frozen, or a network that swallows everything. The last of them
     # is what an idle watch goes by.
     ("grpc.keepalive_time_ms", 10_000),
@@ -38,8 +50,11 @@ _OPTIONS = (
     # Where a name has several addresses, and the first is nobody's.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    # Two clients in one process must not share a connection: one of them may be closing it.
+    # Two clients in one process must not share a connection: one of them may be closing it, and
+    # a forked child must not have its parent's.
     ("grpc.use_local_subchannel_pool", 1),
+    # Nothing is repeated but what is repeated here. Calls are quicker without, too.
+    ("grpc.enable_retries", 0),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.enable_http_proxy", 0),
@@ -50,21 +65,14 @@ _OPTIONS = (
 _RETRY = 0.1
 """Seconds between two attempts while the members elect a leader, or none can be reached."""
 
-_HAS_LEADER = (("hasleader", "true"),)
+_SHORTEST = 0.001
+"""Seconds for a call whose time is up: gRPC refuses a timeout that is not positive."""
+
+Metadata = tuple[tuple[str, str], ...]
+
+HAS_LEADER: Metadata = (("hasleader", "true"),)
 """Have a member that is cut off from its leader say so, instead of letting the caller wait."""
 
-_WHAT = {"version": 0, "create": 1, "mod": 2, "value": 3, "lease": 4}
-_FIELD = ("version", "create_revision", "mod_revision", "value", "lease")
-_SIGN = {"=": 0, ">": 1, "<": 2, "!=": 3}
-_BY_CREATION = 2
-_DELETED = 1
-
-_RANGE, _PUT, _DELETE = (
-    message("RangeRequest"),
-    message("PutRequest"),
-    message("DeleteRangeRequest"),
-)
-_OP, _COMPARE, _TXN = message("RequestOp"), message("Compare"), message("TxnRequest")
 _CREATE, _WATCH = message("WatchCreateRequest"), message("WatchRequest")
 
 
@@ -100,33 +108,44 @@ class Tls:
             return file.read()
 
 
-@dataclass
-class _Connection:
-    """A channel to one member."""
+class Connection:
+    """A channel to one member, and the login there.
 
-    index: int
-    endpoint: str
-    channel: grpc.Channel
-    token: str = ""
-    closed: bool = False
-    calls: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    Args:
+        index: The number of the member's endpoint.
+        endpoint: The endpoint, for people.
+        channel: The channel.
+        close: What ends it; it is called once, also when nobody refers to it any more.
+    """
 
-    def __post_init__(self) -> None:
-        for method, (service, request, response) in METHODS.items():
-            kind = self.channel.unary_stream if method == "Watch" else self.channel.unary_unary
-            self.calls[method] = kind(
+    def __init__(
+        self,
+        index: int,
+        endpoint: str,
+        channel: grpc.Channel,
+        close: Callable[[], None] | None = None,
+    ) -> None:
+        self.index = index
+        self.endpoint = endpoint
+        self.metadata = HAS_LEADER
+        self._calls = {
+            method: (channel.unary_stream if method == "Watch" else channel.unary_unary)(
                 f"/etcdserverpb.{service}/{method}",
                 message(request).SerializeToString,
                 message(response).FromString,
             )
+            for method, (service, request, response) in METHODS.items()
+        }
+        self.close = weakref.finalize(self, close or channel.close)
 
-    def call(self, method: str, request: Message, timeout: float | None) -> Any:
-        metadata = (*_HAS_LEADER, ("token", self.token)) if self.token else _HAS_LEADER
-        return self.calls[method](request, timeout=timeout, metadata=metadata)
-
-    def close(self) -> None:
-        self.closed = True
-        self.channel.close()
+    def call(
+        self,
+        method: str,
+        request: Message,
+        timeout: float | None,
+        metadata: Metadata = HAS_LEADER,
+    ) -> Any:
+        return self._calls[method](request, timeout=timeout, metadata=metadata)
 
 
 class EtcdClient(seam.Client):
@@ -134,9 +153,10 @@ class EtcdClient(seam.Client):
 
     When that member cannot be reached, does not answer or has lost its leader, the next
     endpoint is taken. What only reads, and what was surely not executed, is then tried
-    again within ``timeout``; of a write it may be unknown. Watches go on
-    where they were. A forked child gets a connection of its own at its first call; what the
-    parent has under way stays the parent's.
+    again within ``timeout``; of a write it may be unknown. Watches go on where they were.
+    A forked child gets a connection of its own at its first call; what the parent has under
+    way, and its watches, stay the parent's. A client that nobody refers to any more is
+    closed, as is a watch.
 
     Args:
         endpoints: ``host:port`` of each member, ``[address]:port`` for IPv6; one text or
@@ -144,11 +164,14 @@ class EtcdClient(seam.Client):
         tls: The files for TLS; without, it is not spoken.
         username: The user to log in as, if any.
         password: Its password.
-        timeout: Seconds within which every call returns.
-        connect_timeout: Seconds that connecting to one member may take.
+        timeout: Seconds within which every call returns. Where there are several endpoints
+            half of it is for the first member that is asked to read something.
+        connect_timeout: The most seconds that connecting to one member may take; the
+            members that are left to try share what is left of ``timeout``.
 
     Raises:
         ValueError: An endpoint is malformed, or a user is given without a password.
+        OSError: A file for TLS cannot be read.
     """
 
     def __init__(
@@ -173,14 +196,29 @@ class EtcdClient(seam.Client):
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._reset()
+        _CLIENTS.add(self)
 
     def _reset(self) -> None:
-        self._pid = os.getpid()
         self._lock = threading.Lock()
+        # Held while a member is looked for, or a login renewed, by one thread for all.
+        self._connecting = threading.Lock()
         self._next = 0
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
+        self._candidate: Connection | None = None
         self._closed = False
-        self._watches: set[_Watch] = set()
+        self._readers: set[_Reader] = set()
+
+    def after_fork(self) -> None:
+        """In the child: leave the connection and the watches to the parent."""
+        closed = self._closed
+        for connection in (self._connection, self._candidate):
+            if connection is not None:
+                connection.close.detach()
+                _PARENTS.append(connection)
+        for reader in self._readers:
+            reader.after_fork()
+        self._reset()
+        self._closed = closed
 
     @property
     def where(self) -> str:
@@ -191,46 +229,51 @@ class EtcdClient(seam.Client):
         """Seconds within which every call returns."""
         return self._timeout
 
+    @property
+    def closed(self) -> bool:
+        """Whether the client was closed."""
+        return self._closed
+
     # ------------------------------------------------------------ keys
 
     def range(self, get: Get) -> Range:
-        return _range(self._call("Range", _get(get), repeatable=True))
+        return range_of(self._call("Range", get_request(get), repeatable=True))
 
     def put(self, key: bytes, value: bytes, lease: int = 0) -> int:
-        answer = self._call("Put", _PUT(key=key, value=value, lease=lease))
+        answer = self._call("Put", put_request(seam.Put(key, value, lease)))
         return int(answer.header.revision)
 
     def delete(self, key: bytes, end: bytes = b"") -> int:
-        return int(self._call("DeleteRange", _DELETE(key=key, range_end=end)).deleted)
+        return int(self._call("DeleteRange", delete_request(seam.Delete(key, end))).deleted)
 
     def txn(
         self,
-        compare: Sequence[Compare],
+        compare: Sequence[seam.Compare],
         success: Sequence[seam.Op],
         failure: Sequence[seam.Op] = (),
     ) -> Txn:
-        request = _TXN(
-            compare=[_compare(each) for each in compare],
-            success=[_op(each) for each in success],
-            failure=[_op(each) for each in failure],
-        )
         reads = all(isinstance(each, Get) for each in (*success, *failure))
+        request = txn_request(compare, success, failure)
         answer = self._call("Txn", request, repeatable=reads)
         # An operation's own revision is that of the transaction.
         revision = int(answer.header.revision)
-        results = tuple(_result(each, revision) for each in answer.responses)
+        results = tuple([result_of(each, revision) for each in answer.responses])
         return Txn(answer.succeeded, revision, results)
 
     # ------------------------------------------------------------ leases
 
     def lease_grant(self, ttl: int, lease: int = 0) -> Lease:
         request = message("LeaseGrantRequest")(TTL=ttl, ID=lease)
-        try:
-            # One that etcd numbers, and nobody then knows of, ends by itself.
-            answer = self._call("LeaseGrant", request, repeatable=True)
-        except _LeaseExistsError:
-            return Lease(lease, ttl)
-        return Lease(int(answer.ID), int(answer.TTL))
+        asked = message("LeaseTimeToLiveRequest")(ID=lease)
+        while True:
+            try:
+                # One that etcd numbers, and nobody then knows of, ends by itself.
+                answer = self._call("LeaseGrant", request, repeatable=True)
+                return Lease(int(answer.ID), int(answer.TTL))
+            except LeaseExistsError:  # noqa: PERF203 - it is the exception
+                found = self._call("LeaseTimeToLive", asked, repeatable=True)
+                if found.TTL >= 0:
+                    return Lease(lease, int(found.grantedTTL))
 
     def lease_keepalive(self, lease: int) -> int:
         # A stream of one request and one response looks like a plain call on the wire.
@@ -246,11 +289,13 @@ class EtcdClient(seam.Client):
     def watch(self, key: bytes, end: bytes = b"", start_revision: int = 0) -> seam.Watch:
         if not start_revision:
             start_revision = self.range(Get(key, count_only=True)).revision + 1
-        watch = _Watch(self, key, end, start_revision)
+        reader = _Reader(self, key, end, start_revision)
         with self._lock:
-            self._watches.add(watch)
-        watch.start()
-        return watch
+            if self._closed:
+                raise self._closed_error()
+            self._readers.add(reader)
+        reader.start()
+        return _Watch(reader)
 
     def status(self) -> Message:
         """The connected member's version, size of its database and leader (0 for none)."""
@@ -259,131 +304,193 @@ class EtcdClient(seam.Client):
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            connection, self._connection = self._connection, None
-            watches = list(self._watches)
-        for watch in watches:
-            watch.close()
-        if connection is not None and os.getpid() == self._pid:
-            connection.close()
+            connections = (self._connection, self._candidate)
+            self._connection = None
+            readers = list(self._readers)
+        for reader in readers:
+            reader.close()
+        for connection in connections:
+            if connection is not None:
+                connection.close()
 
     # ------------------------------------------------------------ calling
 
     def _call(self, method: str, request: Message, *, repeatable: bool = False) -> Message:
         """Call a method on some member; on another one where that does no harm."""
         until = time.monotonic() + self._timeout
-        fresh = False
+        renewed = False
+        failures = 0
         while True:
-            connection = self.connected(until)
-            left = max(0.001, until - time.monotonic())
             try:
-                return connection.call(method, request, left)
-            except grpc.RpcError as exc:
-                error = self.failed(connection, exc)
-            except ValueError as exc:
-                # Another thread has closed the channel; nothing was sent.
-                error = seam.UnavailableError(f"etcd at {connection.endpoint}: {exc}", sent=False)
-            if isinstance(error, _TokenError) and not fresh:
-                fresh = True
-                continue
-            left = until - time.monotonic()
-            again = isinstance(error, seam.UnavailableError) and (repeatable or not error.sent)
-            if not again or left <= _RETRY or self._closed:
-                raise error
-            time.sleep(_RETRY)
+                connection = self.connected(until)
+                # Whoever is frozen is not to keep the others from being asked.
+                share = 2 if repeatable and len(self._endpoints) > 1 else 1
+                left = max(_SHORTEST, (until - time.monotonic()) / share)
+                metadata = connection.metadata
+                try:
+                    return connection.call(method, request, left, metadata)
+                except (grpc.RpcError, ValueError) as exc:
+                    # gRPC's own error says no more, and at length.
+                    raise self.failed(connection, exc) from None
+            except TokenError:  # noqa: PERF203 - it is asked again after some
+                if renewed or not self.renew(connection, metadata, until):
+                    raise
+                renewed = True
+            except seam.UnavailableError as error:
+                again = (repeatable or not error.sent) and not self._closed
+                if not again or until - time.monotonic() <= _RETRY:
+                    raise
+                if failures:
+                    time.sleep(_RETRY)
+                failures += 1
 
-    def connected(self, until: float) -> _Connection:
-        """The connection, made anew if need be (at the next member that answers)."""
-        if os.getpid() != self._pid:
-            self._reset()  # gRPC's threads stayed with the parent.
+    def failed(self, connection: Connection, exc: grpc.RpcError | ValueError) -> seam.EtcdError:
+        """The seam's error of a call; the connection is given up where it is the reason."""
+        if isinstance(exc, ValueError):
+            # Another thread has closed the channel; nothing was sent.
+            return seam.UnavailableError(f"etcd at {connection.endpoint}: {exc}", sent=False)
+        error = call_error(exc, connection.endpoint)
+        if isinstance(error, seam.UnavailableError) and not isinstance(error, BusyError):
+            self.drop(connection)
+        return error
+
+    def drop(self, connection: Connection) -> None:
+        """Use this connection no more; and connect to another member next."""
+        with self._lock:
+            if self._connection is connection:
+                self._connection = None
+                self._next = (connection.index + 1) % len(self._endpoints)
+        # What others have under way there ends as well: they need not wait for their time.
+        connection.close()
+
+    def connected(self, until: float) -> Connection:
+        """The connection, made anew if need be (at the next member that answers).
+
+        Raises:
+            UnavailableError: No member could be reached until then, or the client was closed.
+            AuthError: The login is not accepted.
+        """
         connection = self._connection
         if connection is not None:
             return connection
-        with self._lock:
-            if self._closed:
-                raise seam.UnavailableError(f"The client of etcd at {self.where} was closed.")
-            if self._connection is None:
-                self._connection = self._connect(until)
-            return self._connection
+        with self._alone(until):
+            connection = self._connection
+            if connection is not None:
+                return connection
+            connection = self._connect(until)
+            with self._lock:
+                if not self._closed:
+                    self._connection = connection
+                    return connection
+            connection.close()
+            raise self._closed_error()
 
-    def _connect(self, until: float) -> _Connection:
-        errors = []
-        for _ in self._endpoints:
+    def renew(self, connection: Connection, refused: Metadata, until: float) -> bool:
+        """Log in again, once for all threads whose token was refused; False without a login."""
+        if self._login is None:
+            return False
+        with self._alone(until):
+            if connection.metadata is refused:
+                try:
+                    self._log_in(connection, max(_SHORTEST, until - time.monotonic()))
+                except (grpc.RpcError, ValueError) as exc:
+                    raise self.failed(connection, exc) from None
+        return True
+
+    @contextlib.contextmanager
+    def _alone(self, until: float) -> Iterator[None]:
+        if not self._connecting.acquire(timeout=max(0.0, until - time.monotonic())):
+            raise seam.UnavailableError(
+                f"etcd at {self.where} does not answer in time.", sent=False
+            )
+        try:
+            yield
+        finally:
+            self._connecting.release()
+
+    def _connect(self, until: float) -> Connection:
+        errors: list[seam.EtcdError] = []
+        for left in range(len(self._endpoints), 0, -1):
             index = self._next
-            left = min(self._connect_timeout, until - time.monotonic())
+            share = (until - time.monotonic()) / left
             try:
-                return self._connect_to(index, max(0.001, left))
+                return self._connect_to(index, max(_SHORTEST, min(self._connect_timeout, share)))
             except (seam.AuthError, seam.UnavailableError) as exc:
                 errors.append(exc)
                 self._next = (index + 1) % len(self._endpoints)
         refused = next((e for e in errors if isinstance(e, seam.AuthError)), None)
         if refused is not None:
             raise refused
-        raise seam.UnavailableError("; ".join(dict.fromkeys(map(str, errors))))
+        raise seam.UnavailableError(" ".join(dict.fromkeys(map(str, errors))), sent=False)
 
-    def _connect_to(self, index: int, timeout: float) -> _Connection:
-        endpoint = self._endpoints[index]
-        options = list(_OPTIONS)
-        if self._credentials is None:
-            channel = grpc.insecure_channel(endpoint, options)
-        else:
-            channel = grpc.secure_channel(endpoint, self._credentials, options)
-        connection = _Connection(index, endpoint, channel)
+    def _connect_to(self, index: int, timeout: float) -> Connection:
+        connection = self.open_channel(index)
+        with self._lock:
+            if self._closed:
+                raise self._closed_error()
+            self._candidate = connection
         try:
             if self._login is not None:
                 self._log_in(connection, timeout)
             else:
-                # Whether somebody is there, before anything is sent that must not be repeated.
+                # Whether it is there and has a leader, before anything is sent that must
+                # not be repeated.
                 connection.call("Status", message("StatusRequest")(), timeout)
-        except grpc.RpcError as exc:
-            connection.close()
-            raise _translated(exc, endpoint) from exc
+        except (grpc.RpcError, ValueError) as exc:
+            raise self.failed(connection, exc) from None
+        finally:
+            self._candidate = None
+        # One that has failed is closed by being forgotten.
         return connection
 
-    def _log_in(self, connection: _Connection, timeout: float) -> None:
+    def open_channel(self, index: int) -> Connection:
+        """A channel to a member, by the number of its endpoint; nobody has looked who is there."""
+        endpoint = self._endpoints[index]
+        if self._credentials is None:
+            channel = grpc.insecure_channel(endpoint, CHANNEL_OPTIONS)
+        else:
+            channel = grpc.secure_channel(endpoint, self._credentials, CHANNEL_OPTIONS)
+        return Connection(index, endpoint, channel)
+
+    def _log_in(self, connection: Connection, timeout: float) -> None:
         name, password = self._login or ("", "")
         request = message("AuthenticateRequest")(name=name, password=password)
         try:
-            connection.token = connection.call("Authenticate", request, timeout).token
+            token = connection.call("Authenticate", request, timeout).token
         except grpc.RpcError as exc:
             # Where everybody may do everything, a login is no mistake: etcd's own clients
             # go on as well.
             if "authentication is not enabled" not in (exc.details() or ""):
                 raise
+        else:
+            connection.metadata = (*HAS_LEADER, ("token", token))
 
-    def failed(self, connection: _Connection, exc: grpc.RpcError) -> seam.EtcdError:
-        """The error of a call; the connection is given up where it is the reason."""
-        error = _translated(exc, connection.endpoint)
-        if isinstance(error, (seam.UnavailableError, _TokenError)):
-            self.drop(connection, elsewhere=not isinstance(error, _TokenError))
-        return error
+    def _closed_error(self) -> seam.UnavailableError:
+        text = f"The client of etcd at {self.where} was closed."
+        return seam.UnavailableError(text, sent=False)
 
-    def drop(self, connection: _Connection, *, elsewhere: bool) -> None:
-        """Use this connection no more; and connect to another member next."""
-        with self._lock:
-            if self._connection is connection:
-                self._connection = None
-                if elsewhere:
-                    self._next = (connection.index + 1) % len(self._endpoints)
-        if not connection.closed:
-            connection.close()
-
-    def log_in_again(self) -> None:
-        """Have the next call get a new token."""
-        connection = self._connection
-        if connection is not None:
-            self.drop(connection, elsewhere=False)
-
-    def forget(self, watch: _Watch) -> None:
-        with self._lock:
-            self._watches.discard(watch)
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
+    def forget(self, reader: _Reader) -> None:
+        """Have nothing to do with a watch any more."""
+        # Without the lock: garbage collection may come here while this thread holds it.
+        self._readers.discard(reader)
 
 
 class _Watch(seam.Watch):
-    """A watch, read by a thread of its own that opens it anew wherever it breaks."""
+    """What the user has of a watch: it ends when nobody has it any more."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self._reader = reader
+        weakref.finalize(self, reader.close)
+
+    def next(self, timeout: float) -> list[Event] | None:
+        return self._reader.next(timeout)
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+class _Reader:
+    """A watch's thread, which opens it anew wherever it breaks, and what it has read."""
 
     def __init__(self, client: EtcdClient, key: bytes, end: bytes, revision: int) -> None:
         self._client = client
@@ -392,13 +499,15 @@ class _Watch(seam.Watch):
         self._changed = threading.Condition()
         self._events: deque[list[Event] | None] = deque()
         self._error: seam.EtcdError | None = None
-        self._closed = False
         self._failed = False
+        self._ended = ""
         self._call: Any = None
-        self._thread = threading.Thread(target=self._run, name="rdzv-etcd-watch", daemon=True)
+        # Since when there is no watch, and whether it was for the login already.
+        self._broken_at: float | None = time.monotonic()
+        self._renewed = False
 
     def start(self) -> None:
-        self._thread.start()
+        threading.Thread(target=self._run, name="rdzv-etcd-watch", daemon=True).start()
 
     def next(self, timeout: float) -> list[Event] | None:
         with self._changed:
@@ -410,8 +519,8 @@ class _Watch(seam.Watch):
                 while self._events and self._events[0] is not None:
                     events += self._events.popleft() or ()
                 return events
-            if self._closed:
-                raise seam.EtcdError(f"The watch at {self._client.where} was closed.")
+            if self._ended:
+                raise seam.EtcdError(self._ended)
             error = self._error
             if error is None:
                 return []
@@ -420,209 +529,128 @@ class _Watch(seam.Watch):
             raise error
 
     def _ready(self) -> bool:
-        return bool(self._events) or self._closed or self._error is not None
+        return bool(self._events or self._ended) or self._error is not None
 
     def close(self) -> None:
+        self._end_with(f"The watch at {self._client.where} was closed.")
+        self._cancel()
+        self._client.forget(self)
+
+    def _end_with(self, text: str) -> None:
         with self._changed:
-            self._closed = True
-            call = self._call
+            self._ended = self._ended or text
             self._changed.notify_all()
+
+    def after_fork(self) -> None:
+        """In the child: there is no thread that reads, and the call is the parent's."""
+        _PARENTS.append(self._call)
+        self._call = None
+        self._changed = threading.Condition()
+        self._events.clear()
+        self._end_with("The watch belongs to the process that has opened it; open another one.")
+
+    # ------------------------------------------------------------ the thread
+
+    def _run(self) -> None:
+        while not self._ended:
+            try:
+                self._read()
+            except seam.CompactedError as error:  # noqa: PERF203 - each break is one
+                self._revision = max(self._revision, error.revision)
+                self._say(None)
+            except seam.UnavailableError as error:
+                now = time.monotonic()
+                if self._broken_at is None:
+                    self._broken_at = now
+                if self._client.closed:
+                    return self._complain(error, for_good=True)
+                if now - self._broken_at >= self._client.timeout:
+                    self._complain(error)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._ended, _RETRY)
+            except seam.EtcdError as error:
+                return self._complain(error, for_good=True)
+        return None
+
+    def _read(self) -> None:
+        """Take what etcd sends, until something is raised."""
+        client = self._client
+        until = time.monotonic() + client.timeout
+        connection = client.connected(until)
+        metadata = connection.metadata
+        create = _CREATE(key=self._key, range_end=self._end, start_revision=self._revision)
+        try:
+            # etcd goes on after the client has said all that it has to say.
+            call = connection.call("Watch", _WATCH(create_request=create), None, metadata)
+            with self._changed:
+                self._call = call
+            if self._ended:
+                call.cancel()
+            for response in call:
+                self._take(response, connection)
+            raise seam.UnavailableError(f"etcd at {connection.endpoint} has ended a watch.")
+        except seam.UnavailableError:
+            client.drop(connection)
+            raise
+        except seam.AuthError:
+            # etcd may say "permission denied" of a token that it does not know any more.
+            if self._renewed or not client.renew(connection, metadata, until):
+                raise
+            self._renewed = True
+        except (grpc.RpcError, ValueError) as exc:
+            # What was closed here is no fault of the connection's.
+            if not self._ended:
+                raise client.failed(connection, exc) from None
+        finally:
+            self._cancel()
+
+    def _take(self, response: Message, connection: Connection) -> None:
+        if response.canceled:
+            raise canceled_error(response, connection.endpoint)
+        if response.created:
+            with self._changed:
+                self._broken_at, self._renewed, self._error = None, False, None
+        if response.events:
+            events = [event_of(event) for event in response.events]
+            # Not the response's revision: that is the store's, and more responses may follow
+            # with what happened up to there.
+            self._revision = events[-1].kv.mod_revision + 1
+            self._say(events)
+
+    def _cancel(self) -> None:
+        with self._changed:
+            call, self._call = self._call, None
         if call is not None:
             call.cancel()
-        self._client.forget(self)
 
     def _say(self, events: list[Event] | None) -> None:
         with self._changed:
             self._events.append(events)
-            self._error = None
             self._changed.notify_all()
 
     def _complain(self, error: seam.EtcdError, *, for_good: bool = False) -> None:
         with self._changed:
             self._error, self._failed = error, for_good
             self._changed.notify_all()
-
-    def _run(self) -> None:
-        broken_at: float | None = None
-        denied = False
-        while not self._closed:
-            seen = self._revision
-            error = self._read()
-            if self._closed:
-                return
-            now = time.monotonic()
-            if self._revision != seen:
-                broken_at, denied = None, False
-            if isinstance(error, seam.CompactedError):
-                self._revision = error.revision
-                self._say(None)
-                continue
-            if isinstance(error, seam.AuthError) and not denied:
-                # etcd says the same of a token that has expired.
-                denied = True
-                self._client.log_in_again()
-                continue
-            if not isinstance(error, seam.UnavailableError) or self._client.closed:
-                self._complain(error, for_good=True)
-                return
-            broken_at = now if broken_at is None else broken_at
-            if now - broken_at >= self._client.timeout:
-                self._complain(error)
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed, _RETRY)
-
-    def _read(self) -> seam.EtcdError:
-        """Take what etcd sends until it ends; returns why."""
-        try:
-            connection = self._client.connected(time.monotonic() + self._client.timeout)
-        except seam.EtcdError as exc:
-            return exc
-        try:
-            for response in self._open(connection):
-                if response.canceled:
-                    return _canceled(response)
-                if response.events:
-                    self._revision = response.header.revision + 1
-                    self._say([_event(event) for event in response.events])
-        except grpc.RpcError as exc:
-            return self._client.failed(connection, exc)
-        except ValueError as exc:  # Another thread has closed the channel.
-            return seam.UnavailableError(f"etcd at {connection.endpoint}: {exc}")
-        self._client.drop(connection, elsewhere=True)
-        return seam.UnavailableError(f"etcd at {connection.endpoint} has ended a watch.")
-
-    def _open(self, connection: _Connection) -> Any:
-        create = _CREATE(key=self._key, range_end=self._end, start_revision=self._revision)
-        # etcd goes on after the client has said all that it has to say.
-        call = connection.call("Watch", _WATCH(create_request=create), None)
-        with self._changed:
-            self._call = call
-            closed = self._closed
-        if closed:
-            call.cancel()
-        return call
+        if for_good:
+            self._client.forget(self)
 
 
-class _TokenError(seam.AuthError):
-    """The token of the login has expired: a new one may help."""
+_CLIENTS: weakref.WeakSet[EtcdClient] = weakref.WeakSet()
+
+_PARENTS: list[object] = []
+"""What a forked child has of its parent's: never to be closed here, not even by forgetting it."""
 
 
-class _LeaseExistsError(seam.EtcdError):
-    """There is a lease of that number."""
+def _after_fork() -> None:
+    for client in list(_CLIENTS):
+        client.after_fork()
 
 
-# What etcd says, of some of its errors; the codes alone do not tell them apart.
-_SAYINGS: tuple[tuple[str, type[seam.EtcdError]], ...] = (
-    ("invalid auth token", _TokenError),
-    ("auth: revision in header is old", _TokenError),
-    ("auth store is old", _TokenError),
-    ("user name is empty", seam.AuthError),
-    ("authentication failed", seam.AuthError),
-    ("permission denied", seam.AuthError),
-    ("required revision has been compacted", seam.CompactedError),
-    ("requested lease not found", seam.LeaseGoneError),
-    ("lease already exists", _LeaseExistsError),
-    ("database space exceeded", seam.NoSpaceError),
-    ("request is too large", seam.TooLargeError),
-    ("too many operations", seam.TooLargeError),
-    ("larger than max", seam.TooLargeError),
-)
-
-# Said before anything was done.
-_UNDONE = ("no leader", "too many requests", "leader changed before", "not capable")
-
-
-def _translated(exc: grpc.RpcError, endpoint: str) -> seam.EtcdError:
-    details = redact((exc.details() or "").strip().removeprefix("etcdserver: "))
-    text = f"etcd at {endpoint}: {details or exc.code().name}"
-    for saying, kind in _SAYINGS:
-        if saying in details:
-            return kind(text)
-    codes = grpc.StatusCode
-    if exc.code() is codes.DEADLINE_EXCEEDED:
-        return seam.TimeoutError(f"etcd at {endpoint} does not answer in time.")
-    if exc.code() in (codes.UNAVAILABLE, codes.CANCELLED, codes.UNKNOWN, codes.INTERNAL):
-        return seam.UnavailableError(text, sent=not any(saying in details for saying in _UNDONE))
-    if exc.code() in (codes.UNAUTHENTICATED, codes.PERMISSION_DENIED):
-        return seam.AuthError(text)
-    return seam.EtcdError(text)
-
-
-def _canceled(response: Message) -> seam.EtcdError:
-    """Why the server has ended a watch."""
-    if response.compact_revision:
-        return seam.CompactedError(
-            "etcd has compacted what was watched.", response.compact_revision
-        )
-    text = f"etcd has ended a watch: {response.cancel_reason or 'it does not say why'}"
-    if "no leader" in text:
-        return seam.UnavailableError(text)
-    if "permission denied" in text or "token" in text:
-        return seam.AuthError(text)
-    return seam.EtcdError(text)
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _written(endpoint: str) -> str:
     """An endpoint as gRPC reads it."""
     host, port = parse_rendezvous_endpoint(endpoint, DEFAULT_PORT)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-# ---------------------------------------------------------------- to and from the wire
-
-
-def _get(get: Get) -> Message:
-    request = _RANGE(key=get.key)
-    if get.end:
-        request.range_end = get.end
-    if get.limit:
-        request.limit = get.limit
-    if get.keys_only:
-        request.keys_only = True
-    if get.count_only:
-        request.count_only = True
-    if get.by_creation:
-        request.sort_target = _BY_CREATION
-        request.sort_order = 1
-    if get.created_after:
-        request.min_create_revision = get.created_after + 1
-    return request
-
-
-def _op(op: seam.Op) -> Message:
-    if isinstance(op, Put):
-        return _OP(request_put=_PUT(key=op.key, value=op.value, lease=op.lease))
-    if isinstance(op, Get):
-        return _OP(request_range=_get(op))
-    return _OP(request_delete_range=_DELETE(key=op.key, range_end=op.end))
-
-
-def _compare(compare: Compare) -> Message:
-    target = _WHAT[compare.what]
-    return _COMPARE(
-        key=compare.key,
-        target=target,
-        result=_SIGN[compare.sign],
-        **{_FIELD[target]: compare.value},
-    )
-
-
-def _kv(kv: Message) -> KeyValue:
-    return KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease)
-
-
-def _range(answer: Message, revision: int = 0) -> Range:
-    kvs = tuple([_kv(kv) for kv in answer.kvs])
-    return Range(revision or answer.header.revision, kvs, answer.count, answer.more)
-
-
-def _result(op: Message, revision: int) -> seam.Result:
-    if op.HasField("response_range"):
-        return _range(op.response_range, revision)
-    if op.HasField("response_delete_range"):
-        return Deleted(op.response_delete_range.deleted)
-    return PutDone()
-
-
-def _event(event: Message) -> Event:
-    return Event(_kv(event.kv), event.type == _DELETED)

@@ -43,6 +43,8 @@ LeaseRevokeRequest  ID=1
 LeaseRevokeResponse  header=1:ResponseHeader
 LeaseKeepAliveRequest   ID=1
 LeaseKeepAliveResponse  header=1:ResponseHeader ID=2 TTL=3
+LeaseTimeToLiveRequest   ID=1
+LeaseTimeToLiveResponse  header=1:ResponseHeader ID=2 TTL=3 grantedTTL=4
 WatchCreateRequest  key=1:bytes range_end=2:bytes start_revision=3 filters=5*
 WatchRequest    create_request=1:WatchCreateRequest
 Event           type=1 kv=2:KeyValue
@@ -63,6 +65,7 @@ METHODS = {
     "LeaseGrant": ("Lease", "LeaseGrantRequest", "LeaseGrantResponse"),
     "LeaseRevoke": ("Lease", "LeaseRevokeRequest", "LeaseRevokeResponse"),
     "LeaseKeepAlive": ("Lease", "LeaseKeepAliveRequest", "LeaseKeepAliveResponse"),
+    "LeaseTimeToLive": ("Lease", "LeaseTimeToLiveRequest", "LeaseTimeToLiveResponse"),
     "Watch": ("Watch", "WatchRequest", "WatchResponse"),
     "Authenticate": ("Auth", "AuthenticateRequest", "AuthenticateResponse"),
     "Status": ("Maintenance", "StatusRequest", "StatusResponse"),
