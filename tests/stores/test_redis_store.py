@@ -385,7 +385,7 @@ def test_what_is_sent_again_takes_effect_once(redis_server, operation, arguments
         store.add("n", 7)
         store.queue_push("queue", "one")
         store.queue_push("queue", "two")
-        (lane,) = store._link.idle
+        (lane,) = store._lanes.idle
         lane.connection = AnswerLost(lane.connection)
         assert getattr(store, operation)(*arguments) == answer
         if operation.startswith("queue"):
@@ -431,7 +431,7 @@ def test_what_comes_late_out_of_a_connection_given_up_changes_nothing(redis_serv
                 raise redis.TimeoutError
 
         def take_answer() -> object:
-            (lane,) = store._link.idle
+            (lane,) = store._lanes.idle
             lane.connection = Held(client.connection_pool.get_connection())
             if operation == "add":
                 return store.add("n", 1)
