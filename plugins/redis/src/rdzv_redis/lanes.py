@@ -11,10 +11,8 @@ from weakref import WeakKeyDictionary
 import redis
 from redis.client import NEVER_DECODE
 
-from .wire import exchange
-
 if TYPE_CHECKING:
-    from .wire import Argument, Script
+    from .wire import Argument, Command, Script
 
 __all__ = ["Lanes", "lanes_of"]
 
@@ -23,11 +21,11 @@ class _Lane:
     """One caller at a time: a connection of its own, and the numbers of its changes."""
 
     def __init__(self) -> None:
-        self.name = secrets.token_hex(8)
+        self.name = secrets.token_hex(8).encode()
         self.number = 0
         self.connection: Any = None
 
-    def send(self, client: Any, *command: Argument) -> Any:
+    def send(self, client: Any, command: Command, *arguments: Argument) -> Any:
         """Send a command that may be repeated, as often as the client does; its answer."""
         pool = getattr(client, "connection_pool", None)
         if pool is not None:
@@ -35,7 +33,7 @@ class _Lane:
             if connection is None:
                 connection = self.connection = pool.get_connection()
             try:
-                return exchange(connection, *command)
+                return command.over(connection, *arguments)
             except redis.ResponseError:
                 raise
             except BaseException as exc:
@@ -45,22 +43,21 @@ class _Lane:
                 pool.release(connection)
                 if not isinstance(exc, redis.ConnectionError | redis.TimeoutError):
                     raise
-        return client.execute_command(*command, **{NEVER_DECODE: True})
+        return command.by(client, *arguments, **{NEVER_DECODE: True})
 
 
 class Lanes:
     """The lanes of one client, shared by the stores on it.
 
-    redis-py's way through the pool, its hooks and its retries costs more than the
-    server takes. A lane keeps its connection and goes this way only if something
-    went wrong, and always where the client is a cluster's.
+    A lane keeps its connection, and goes the client's way only if something went
+    wrong, and always where the client is a cluster's.
     """
 
     def __init__(self) -> None:
         # Taking from a list and putting back is atomic, so no lock is carried through a fork.
         self.idle: list[_Lane] = []
 
-    def call(self, client: Any, *command: Argument) -> Any:
+    def call(self, client: Any, command: Command, *arguments: Argument) -> Any:
         """Carry out a command that may be repeated, and return its answer undecoded.
 
         Raises:
@@ -68,7 +65,7 @@ class Lanes:
         """
         lane = self._take()
         try:
-            return lane.send(client, *command)
+            return lane.send(client, command, *arguments)
         finally:
             self.idle.append(lane)
 
@@ -80,7 +77,7 @@ class Lanes:
         """
         return script.run(partial(self.call, client), *arguments)
 
-    def change(self, client: Any, script: Script, base: bytes, *arguments: Argument) -> Any:
+    def change(self, client: Any, script: Script, *arguments: Argument) -> Any:
         """Carry out a script that changes something, once.
 
         Raises:
@@ -89,8 +86,9 @@ class Lanes:
         lane = self._take()
         lane.number += 1
         try:
-            send = partial(lane.send, client)
-            return script.run(send, 1, base, lane.name, lane.number, *arguments)
+            # Of one width, so that the server compares it as text.
+            number = b"%016d" % lane.number
+            return script.run(partial(lane.send, client), lane.name, number, *arguments)
         finally:
             self.idle.append(lane)
 

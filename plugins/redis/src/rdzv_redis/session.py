@@ -33,7 +33,7 @@ from rdzv.errors import (
 from . import scripts
 from .connect import node_of
 from .errors import call
-from .wire import exchange
+from .wire import Command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,6 +59,8 @@ _CONFIRM = 0.75
 
 _QUIET = 10.0
 """Seconds without a message after which the server is asked whether it is still there."""
+
+_HGET, _HMGET = Command("HGET"), Command("HMGET")
 
 
 class Run:
@@ -118,19 +120,19 @@ class Run:
         """Execute one of the scripts."""
         return self.call(lambda: script.run(self._send, len(keys), *keys, *args))
 
-    def ask(self, *command: Argument) -> Any:
+    def ask(self, command: Command, *arguments: Argument) -> Any:
         """The answer to one command, as the server gives it."""
-        return self.call(lambda: self._send(*command))
+        return self.call(lambda: self._send(command, *arguments))
 
-    def _send(self, *command: Argument) -> Any:
+    def _send(self, command: Command, *arguments: Argument) -> Any:
         if self.connection is None:
-            return self.client.execute_command(*command)
+            return command.by(self.client, *arguments)
         # It would connect again by itself: the engine has to know of that, since a store that
         # failed over may have lost something.
         if self.closed:
             raise RedisConnectionError("it was closed")
         try:
-            return exchange(self.connection, *command)
+            return command.over(self.connection, *arguments)
         except (RedisConnectionError, RedisTimeoutError):
             self.close()
             raise
@@ -418,7 +420,7 @@ class RedisSession(Session):
 
     def _tail(self) -> int:
         run = self._run
-        return _number(run.ask("HGET", self._key("log"), "tail") or b"0")
+        return _number(run.ask(_HGET, self._key("log"), "tail") or b"0")
 
     def bury(self, ticket: int) -> None:
         # A ticket and its record are one write here: there are no holes.
@@ -445,7 +447,7 @@ class RedisSession(Session):
         if not slots:
             return {}
         run = self._run
-        found = run.ask("HMGET", self._key("beats"), *slots)
+        found = run.ask(_HMGET, self._key("beats"), *slots)
         return {slot: _number(n or b"0") for slot, n in zip(slots, found, strict=True)}
 
     # ------------------------------------------------------------ pieces

@@ -14,6 +14,7 @@ from torch.distributed import DistNetworkError, DistStoreError, QueueEmptyError,
 
 from .lanes import lanes_of
 from .store_scripts import store_scripts
+from .wire import Command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -43,6 +44,8 @@ _TOUCHES = 8
 
 _CHUNK = 1000
 """Keys that one look of a wait takes."""
+
+_BLPOP = Command("BLPOP")
 
 _SMALLEST, _LARGEST = -(2**63), 2**63 - 1
 
@@ -124,9 +127,11 @@ class RedisStore(Store):
         self._prefix = prefix
         self._ttl = ttl
         self._base = prefix.encode()
-        self._values = self._base + b":values"
-        self._queues = self._base + b":queues"
-        self._scripts = store_scripts(max(1, round(ttl * 1000)))
+        values, queues = self._base + b":values", self._base + b":queues"
+        self._hget, self._hmget = Command("HGET", values), Command("HMGET", values)
+        self._hlen, self._hkeys = Command("HLEN", values), Command("HKEYS", values)
+        self._queue, self._is_queue = Command("HMGET", queues), Command("HEXISTS", queues)
+        self._scripts = store_scripts(self._base, max(1, round(ttl * 1000)))
         self._lanes = lanes_of(client)
         self._touch_at = time.monotonic() + ttl / _TOUCHES
         self._pace = min(_PACE, (_socket_timeout(client) or 2 * _PACE) / 2)
@@ -146,10 +151,10 @@ class RedisStore(Store):
 
     def get(self, key: Data) -> bytes:
         name = _name(key)
-        value: bytes | None = self._ask("HGET", self._values, name)
+        value: bytes | None = self._ask(self._hget, name)
         if value is not None:
             return value
-        return self._get_all([name], lambda: [self._ask("HGET", self._values, name)])[0]
+        return self._get_all([name], lambda: [self._ask(self._hget, name)])[0]
 
     def add(self, key: Data, amount: int) -> int:
         try:
@@ -158,7 +163,7 @@ class RedisStore(Store):
             raise TypeError(f"The amount must be an int, not {type(amount).__name__}.") from exc
         if not _SMALLEST <= amount <= _LARGEST:
             raise TypeError(f"The amount {amount} does not fit into 64 bits.")
-        return int(self._change("add", _name(key), amount))
+        return int(self._change("add", _name(key), b"%d" % amount))
 
     def compare_set(self, key: Data, expected_value: Data, desired_value: Data) -> bytes:
         expected, desired = _value(expected_value), _value(desired_value)
@@ -174,16 +179,16 @@ class RedisStore(Store):
         return bool(self._change("delete_key", _name(key)) == b"1")
 
     def num_keys(self) -> int:
-        return int(self._ask("HLEN", self._values))
+        return int(self._ask(self._hlen))
 
     def list_keys(self) -> list[str]:
-        return [name.decode() for name in self._ask("HKEYS", self._values)]
+        return [name.decode() for name in self._ask(self._hkeys)]
 
     def multi_get(self, keys: Iterable[Data]) -> list[bytes]:
         names = _names(keys)
         if not names:
             return []
-        return self._get_all(names, lambda: self._ask("HMGET", self._values, *names))
+        return self._get_all(names, lambda: self._ask(self._hmget, *names))
 
     def multi_set(self, keys: Iterable[Data], values: Iterable[Data]) -> None:
         names = _names(keys)
@@ -219,7 +224,7 @@ class RedisStore(Store):
 
     def queue_len(self, key: Data) -> int:
         name = _name(key)
-        head, tail = self._ask("HMGET", self._queues, b"h" + name, b"t" + name)
+        head, tail = self._ask(self._queue, b"h" + name, b"t" + name)
         return int(tail or 0) - int(head or 0)
 
     # Waiting.
@@ -249,13 +254,10 @@ class RedisStore(Store):
             found = read()
             # As in TCPStore, the value of a key that has only a queue is empty.
             found = [
-                b"" if value is None and self._is_queue(name) else value
+                b"" if value is None and self._ask(self._is_queue, b"t" + name) else value
                 for name, value in zip(names, found, strict=True)
             ]
         return cast("list[bytes]", found)
-
-    def _is_queue(self, name: bytes) -> bool:
-        return bool(self._ask("HEXISTS", self._queues, b"t" + name))
 
     @property
     def _patience(self) -> int:
@@ -282,18 +284,18 @@ class RedisStore(Store):
                 + ", ".join("/" + name.decode(errors="replace") for name in wait.names)
             )
         seconds = max(0.001, min(left, self._pace))
-        self._ask("BLPOP", b"%b:wake:%b" % (self._base, wait.waiter.encode()), f"{seconds:.3f}")
+        self._ask(_BLPOP, b"%b:wake:%b" % (self._base, wait.waiter.encode()), f"{seconds:.3f}")
 
     # Talking to the server.
 
     def _change(self, name: str, *arguments: Argument) -> Any:
-        return self._do(self._lanes.change, self._scripts[name], self._base, *arguments)
+        return self._do(self._lanes.change, self._scripts[name], *arguments)
 
     def _run(self, name: str, *arguments: Argument) -> Any:
-        return self._do(self._lanes.run, self._scripts[name], 1, self._base, *arguments)
+        return self._do(self._lanes.run, self._scripts[name], *arguments)
 
-    def _ask(self, *command: Argument) -> Any:
-        return self._do(self._lanes.call, *command)
+    def _ask(self, command: Command, *arguments: Argument) -> Any:
+        return self._do(self._lanes.call, command, *arguments)
 
     def _do(self, operation: Callable[..., Any], *arguments: Any) -> Any:
         """Do something on the link; the one place where the client's errors become torch's.

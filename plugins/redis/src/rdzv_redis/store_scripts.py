@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from .wire import Script
 
 __all__ = ["store_scripts"]
@@ -24,11 +22,9 @@ local values, queues, once = base .. ':values', base .. ':queues', base .. ':onc
 _CHANGE = """
 local lane, number, name = ARGV[1], ARGV[2], ARGV[3]
 local last = redis.call('HGET', once, lane)
-if last then
-  local colon = string.find(last, ':', 1, true)
-  local before = tonumber(string.sub(last, 1, colon - 1))
-  if before == tonumber(number) then return string.sub(last, colon + 1) end
-  if before > tonumber(number) then return redis.error_reply('ERR this change comes too late') end
+if last and last >= number then
+  if string.sub(last, 1, #number) == number then return string.sub(last, #number + 1) end
+  return redis.error_reply('ERR this change comes too late')
 end
 """
 
@@ -65,7 +61,7 @@ end
 
 def _done(answer: str) -> str:
     return f"""
-if redis.call('HSET', once, lane, number .. ':' .. {answer}) == 1 then
+if redis.call('HSET', once, lane, number .. {answer}) == 1 then
   {_keep("once")}
 end
 return {answer}
@@ -79,20 +75,18 @@ for i = 3, #ARGV, 2 do
   name = ARGV[i]
   {_put("ARGV[i + 1]")}
 end
-{_done("''")}
+{_done("0")}
 """,
-    # Lua's numbers have 53 bits; a larger one is read as text. What is added to a
-    # key that is not there is the amount itself.
+    # Lua writes numbers of up to 14 digits as they are; a larger one is read as text.
+    # What is added to a key that is not there is the amount itself.
     "add": f"""
 {_CHANGE}
 local answer = redis.pcall('HINCRBY', values, name, ARGV[4])
 if type(answer) == 'table' then return answer end
-if answer < 1e15 and answer > -1e15 then
-  answer = string.format('%d', answer)
-else
+if answer >= 1e14 or answer <= -1e14 then
   answer = redis.call('HGET', values, name)
 end
-if answer == ARGV[4] then
+if tonumber(answer) == tonumber(ARGV[4]) then
   {_keep("values")}
 end
 {_WAKE}
@@ -121,7 +115,7 @@ if #value + #ARGV[4] > tonumber(ARGV[5]) then
   return redis.error_reply('ERR the value would have more than ' .. ARGV[5] .. ' bytes')
 end
 {_put("value .. ARGV[4]")}
-{_done("''")}
+{_done("0")}
 """,
     "delete_key": f"""
 {_CHANGE}
@@ -137,7 +131,7 @@ if tail == 1 then
   {_keep("queues")}
 end
 {_WAKE}
-{_done("''")}
+{_done("0")}
 """,
     "pop": f"""
 {_CHANGE}
@@ -178,10 +172,9 @@ return 0
 }
 
 
-@cache
-def store_scripts(ttl: int) -> dict[str, Script]:
-    """The scripts for a time to live in milliseconds."""
+def store_scripts(base: bytes, ttl: int) -> dict[str, Script]:
+    """The scripts for what all keys begin with, and for a time to live in milliseconds."""
     return {
-        name: Script((_KEYS + source).replace("TTL)", f"{ttl})"))
-        for name, source in _SCRIPTS.items()
+        name: Script((_KEYS + text).replace("TTL)", f"{ttl})"), 1, base)
+        for name, text in _SCRIPTS.items()
     }
