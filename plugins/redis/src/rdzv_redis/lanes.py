@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -58,7 +57,7 @@ class Lanes:
         self.idle: list[_Lane] = []
 
     def call(self, client: Any, command: Command, *arguments: Argument) -> Any:
-        """Carry out a command that may be repeated, and return its answer undecoded.
+        """Carry out a command or a script that may be repeated, and return its answer undecoded.
 
         Raises:
             redis.RedisError: As redis-py raises it.
@@ -68,14 +67,6 @@ class Lanes:
             return lane.send(client, command, *arguments)
         finally:
             self.idle.append(lane)
-
-    def run(self, client: Any, script: Script, *arguments: Argument) -> Any:
-        """Carry out a script that may be repeated.
-
-        Raises:
-            redis.RedisError: As redis-py raises it.
-        """
-        return script.run(partial(self.call, client), *arguments)
 
     def change(self, client: Any, script: Script, *arguments: Argument) -> Any:
         """Carry out a script that changes something, once.
@@ -88,7 +79,7 @@ class Lanes:
         try:
             # Of one width, so that the server compares it as text.
             number = b"%016d" % lane.number
-            return script.run(partial(lane.send, client), lane.name, number, *arguments)
+            return lane.send(client, script, lane.name, number, *arguments)
         finally:
             self.idle.append(lane)
 

@@ -118,7 +118,7 @@ class Run:
 
     def execute(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Any:
         """Execute one of the scripts."""
-        return self.call(lambda: script.run(self._send, len(keys), *keys, *args))
+        return self.ask(script, len(keys), *keys, *args)
 
     def ask(self, command: Command, *arguments: Argument) -> Any:
         """The answer to one command, as the server gives it."""
@@ -173,7 +173,7 @@ class Run:
         """See whether the user may do all that a run needs; raises where it may not."""
         name = secrets.token_hex(8)
         keys = [self.key("probe", name), self.key("probe", name, "list")]
-        self.call(lambda: self.client.eval(scripts.PROBE.text, len(keys), *keys, keys[0]))
+        self.call(lambda: scripts.PROBE.whole.by(self.client, len(keys), *keys, keys[0]))
         self.execute(scripts.PROBE, keys, keys[:1])
         self.call(lambda: self.client.blpop(keys[1:], 1))
         if self.wait_replicas:

@@ -292,7 +292,7 @@ class RedisStore(Store):
         return self._do(self._lanes.change, self._scripts[name], *arguments)
 
     def _run(self, name: str, *arguments: Argument) -> Any:
-        return self._do(self._lanes.run, self._scripts[name], *arguments)
+        return self._do(self._lanes.call, self._scripts[name], *arguments)
 
     def _ask(self, command: Command, *arguments: Argument) -> Any:
         return self._do(self._lanes.call, command, *arguments)

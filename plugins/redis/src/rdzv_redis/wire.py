@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from redis.exceptions import NoScriptError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["Argument", "Command", "Script"]
 
@@ -31,12 +28,11 @@ class Command:
 
     def __init__(self, *words: Argument) -> None:
         self._words = words
-        self._head = b"".join(
-            _packed(word if isinstance(word, bytes) else str(word).encode()) for word in words
-        )
+        encoded = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+        self._head = b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded)
 
     def over(self, connection: Any, *arguments: Argument) -> Any:
-        """Send it once over a connection of redis-py, and return its answer undecoded.
+        """Send it over a connection of redis-py, and return its answer undecoded.
 
         Raises:
             redis.RedisError: As redis-py raises it. An answer may still be under way, unless it
@@ -44,11 +40,12 @@ class Command:
         """
         parts = [b"*%d\r\n" % (len(self._words) + len(arguments)), self._head]
         for argument in arguments:
-            data = argument if isinstance(argument, bytes) else connection.encoder.encode(argument)
-            if len(data) > _LARGE:
+            if not isinstance(argument, bytes):
+                argument = connection.encoder.encode(argument)  # noqa: PLW2901
+            if len(argument) > _LARGE:
                 connection.send_command(*self._words, *arguments, check_health=False)
                 break
-            parts.append(_packed(data))
+            parts.append(b"$%d\r\n%b\r\n" % (len(argument), argument))
         else:
             connection.send_packed_command([b"".join(parts)], check_health=False)
         return connection.read_response(disable_decoding=True)
@@ -62,12 +59,8 @@ class Command:
         return client.execute_command(*self._words, *arguments, **options)
 
 
-def _packed(data: bytes) -> bytes:
-    return b"$%d\r\n%b\r\n" % (len(data), data)
-
-
-class Script:
-    """A script, and the digest by which a server knows it.
+class Script(Command):
+    """A script, sent as the digest by which a server knows it.
 
     Args:
         text: The script.
@@ -75,19 +68,19 @@ class Script:
     """
 
     def __init__(self, text: str, *first: Argument) -> None:
-        self.text = text
         sha1 = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-        self._known = Command("EVALSHA", sha1, *first)
-        self._whole = Command("EVAL", text, *first)
+        super().__init__("EVALSHA", sha1, *first)
+        # The server forgets scripts when it is told to, or restarted. This loads it, too.
+        self.whole = Command("EVAL", text, *first)
 
-    def run(self, send: Callable[..., Any], *arguments: Argument) -> Any:
-        """Its answer; ``send`` takes a command and its further arguments, and returns the answer.
-
-        Raises:
-            redis.RedisError: As ``send`` raises it.
-        """
+    def over(self, connection: Any, *arguments: Argument) -> Any:
         try:
-            return send(self._known, *arguments)
+            return super().over(connection, *arguments)
         except NoScriptError:
-            # The server forgets them when it is told to, or restarted. This loads it, too.
-            return send(self._whole, *arguments)
+            return self.whole.over(connection, *arguments)
+
+    def by(self, client: Any, *arguments: Argument, **options: Any) -> Any:
+        try:
+            return super().by(client, *arguments, **options)
+        except NoScriptError:
+            return self.whole.by(client, *arguments, **options)
