@@ -157,6 +157,13 @@ def test_a_large_value_comes_back(store):
     assert store.get("key") == value
 
 
+def test_large_values_and_small_ones_are_set_together(store):
+    values = [b"small", ALL_BYTES * 100, b"", ALL_BYTES * 200, b"last"]
+    keys = [str(number) for number in range(len(values))]
+    store.multi_set(keys, values)
+    assert store.multi_get(keys) == values
+
+
 def test_check_says_whether_all_keys_are_there(store):
     store.set("a", "")
     assert store.check([])
