@@ -61,6 +61,15 @@ def test_add_counts_on_from_a_number_that_was_set(store):
     assert store.add("n", 1) == 42
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("digits", range(13, 17))
+def test_add_is_exact_where_a_number_gets_one_more_digit(store, digits, sign):
+    most = sign * (10**digits - 1)
+    assert store.add("k", most) == most
+    assert [store.add("k", sign) for _ in range(2)] == [most + sign, most + 2 * sign]
+    assert store.get("k") == str(most + 2 * sign).encode()
+
+
 def test_add_is_exact_to_64_bits(store):
     assert store.add("n", 2**63 - 2) == 2**63 - 2
     assert store.add("n", 1) == 2**63 - 1

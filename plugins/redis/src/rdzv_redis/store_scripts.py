@@ -16,15 +16,17 @@ local values, queues, once = base .. ':values', base .. ':queues', base .. ':onc
 """
 
 # A change is [lane, number, name, ...]. The server keeps the last number of each
-# lane with its answer: what is sent again gets the same one. The first sending
-# may come after the second, out of a connection that was given up while the
-# server was paused; then it has an old number, or nobody hears its answer.
+# lane, whose numbers are texts of one width, with its answer: what is sent again
+# gets the same one. The first sending may come after the second, out of a
+# connection that was given up while the server was paused; then it has an old
+# number, or nobody hears its answer.
 _CHANGE = """
 local lane, number, name = ARGV[1], ARGV[2], ARGV[3]
 local last = redis.call('HGET', once, lane)
-if last and last >= number then
-  if string.sub(last, 1, #number) == number then return string.sub(last, #number + 1) end
-  return redis.error_reply('ERR this change comes too late')
+if last then
+  local before = string.sub(last, 1, #number)
+  if before == number then return string.sub(last, #number + 1) end
+  if before > number then return redis.error_reply('ERR this change comes too late') end
 end
 """
 
