@@ -7,13 +7,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
-
-from torch.distributed import Store
+from typing import TYPE_CHECKING, Any
 
 from bench.figures import Options, Row, duration, rounds_of, spread
 from bench.fleet import Fleet
 from rdzv_etcd import EtcdClient, EtcdServer, EtcdStore
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 __all__ = ["ETCD_FIGURES"]
 
@@ -120,7 +121,11 @@ def etcd_watch(options: Options) -> Iterator[Row]:
         watch = client.watch(b"client")
         bare = _Bare(server.get_endpoint(), b"bare")
         for _ in range(max(3, options.repeat)):
-            for kind, wait in (("client", lambda: watch.next(10.0)), ("bare", bare.next)):
+            waits: dict[str, Callable[[], object]] = {
+                "client": lambda: watch.next(10.0),
+                "bare": bare.next,
+            }
+            for kind, wait in waits.items():
                 taken = []
                 for _ in range(_CALLS // 5):
                     started = time.perf_counter()

@@ -79,8 +79,10 @@ class Node:
     ) -> None:
         from torch.distributed.elastic.rendezvous import etcd_rendezvous
 
+        etcd_rendezvous.logger.setLevel("ERROR")
+        make: Any = etcd_rendezvous.EtcdRendezvous
         self.handler = etcd_rendezvous.EtcdRendezvousHandler(
-            etcd_rendezvous.EtcdRendezvous(
+            make(
                 _v2_client(port), "/torchelastic/p2p", self.run, settings["min"], settings["max"],
                 join.total_seconds(), last_call.total_seconds(),
             ),
@@ -106,6 +108,7 @@ class Node:
 
             etcd_client = EtcdClient(f"{_HOST}:{port}")
             self.backend = EtcdRendezvousBackend(etcd_client, self.run)
+            self.backend.run.probe()  # As create_backend does.
             store = EtcdStore(etcd_client, self.backend.run.root("store"))
         else:
             from rdzv_c10d import C10dRendezvousBackend
