@@ -200,6 +200,8 @@ class Connection:
             for method, (service, request, response) in METHODS.items()
         }
         self.close = weakref.finalize(self, close or channel.close)
+        # At the end of the process threads that still call would be told, and print it.
+        self.close.atexit = False
 
     def call(
         self,
@@ -560,7 +562,7 @@ class _Watch(seam.Watch):
 
     def __init__(self, reader: _Reader) -> None:
         self._reader = reader
-        weakref.finalize(self, reader.close)
+        weakref.finalize(self, reader.close).atexit = False
 
     def next(self, timeout: float) -> list[Event] | None:
         return self._reader.next(timeout)
