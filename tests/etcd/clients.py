@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -102,6 +102,21 @@ def seen(
             continue
         found += [None] if events is None else events
     return found
+
+
+def ends_with(value: bytes) -> Callable[[list[seam.Event | None]], bool]:
+    """The condition that the last event has this value."""
+
+    def holds(found: list[seam.Event | None]) -> bool:
+        last = found[-1] if found else None
+        return last is not None and last.kv.value == value
+
+    return holds
+
+
+def reader_of(watch: seam.Watch) -> Any:
+    """The part of a watch that reads."""
+    return cast("Any", watch)._reader
 
 
 def values(watch: seam.Watch, count: int) -> list[bytes]:

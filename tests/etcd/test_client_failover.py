@@ -20,7 +20,7 @@ from rdzv_etcd.server import EtcdServer
 from rdzv_etcd.testing import EtcdCluster
 
 from . import servers
-from .clients import CLIENTS, eventually, make, numbers, seen, values
+from .clients import CLIENTS, ends_with, eventually, make, numbers, reader_of, seen, values
 from .servers import program
 
 SLACK = 5.0
@@ -160,7 +160,7 @@ def test_a_frozen_server_keeps_nobody_beyond_the_timeout(kind, server, key):
 
         eventually(put)
         # The ones that were given up may have been executed all the same.
-        found = seen(watch, lambda found: found and found[-1].kv.value == b"d")
+        found = seen(watch, ends_with(b"d"))
         assert [event.kv.value for event in found if event][-1] == b"d"
 
 
@@ -222,7 +222,7 @@ def test_an_old_break_does_not_count_towards_a_new_one(server, key):
         with pytest.raises(UnavailableError):
             watch.next(60)
         proxy.start()
-        reader = watch._reader
+        reader = reader_of(watch)
         eventually(lambda: reader._broken_at is None)
         assert watch.next(0) == []
 
@@ -387,7 +387,7 @@ def test_the_leader_of_a_connected_member_fails(whole, key):
         client.put(key, b"before")
         whole.kill(leader)
         eventually(lambda: client.put(key, b"after"))
-        found = seen(watch, lambda found: found and found[-1].kv.value == b"after")
+        found = seen(watch, ends_with(b"after"))
         assert found[0] is not None
         assert found[0].kv.value == b"before"
 
@@ -421,7 +421,7 @@ def test_without_a_majority_nothing_goes_and_with_it_all_goes_on(whole, key):
         assert not caught.value.sent
         whole.restart(1, 2)
         eventually(lambda: client.put(key, b"after"))
-        found = seen(watch, lambda found: found and found[-1].kv.value == b"after")
+        found = seen(watch, ends_with(b"after"))
         assert b"lost" not in [event.kv.value for event in found if event]
 
 

@@ -8,12 +8,15 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import NoEncryption
 
 from rdzv_etcd.client import EtcdClient, Tls
-from rdzv_etcd.seam import AuthError, Compare, EtcdError, Get, Put, UnavailableError, prefix_end
+from rdzv_etcd.seam import AuthError, Compare, Get, Put, UnavailableError, prefix_end
 from rdzv_etcd.server import EtcdServer
 
-from .clients import CLIENTS, eventually, lacks, make, values
+from .clients import CLIENTS, ends_with, eventually, lacks, make, reader_of, seen, values
 from .servers import Users
 
 SECRET = "us3r-s3cr3t"
@@ -191,25 +194,50 @@ def test_half_a_login_is_refused(login):
     assert SECRET not in str(caught.value)
 
 
-def test_a_token_that_the_server_has_forgotten_is_renewed(kind, client, locked, key):
-    # etcd keeps simple tokens in memory; a new one knows none.
-    watch = client.watch(key)
-    client.put(key, b"0")
-    assert values(watch, 1) == [b"0"]
-    locked.kill()
-    locked.restart()
+@pytest.fixture
+def forgetful(binary, tmp_path) -> Iterator[EtcdServer]:
+    """A server whose tokens are valid for a second."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem, kind = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    private, public = tmp_path / "private.pem", tmp_path / "public.pem"
+    traditional, plain = serialization.PrivateFormat.TraditionalOpenSSL, NoEncryption()
+    private.write_bytes(key.private_bytes(pem, traditional, plain))
+    public.write_bytes(key.public_key().public_bytes(pem, kind))
+    token = f"jwt,pub-key={public},priv-key={private},sign-method=RS256,ttl=1s"
+    with EtcdServer(binary=binary, durable=False, settings={"auth-token": token}) as server:
+        users = Users(server)
+        users.add("user", SECRET, "job/")
+        users.enable()
+        yield server
+
+
+def test_a_token_that_has_expired_is_renewed(kind, forgetful, key):
+    client = make(kind, forgetful.endpoint, username="user", password=SECRET)
+    watch = client.watch(key, prefix_end(key))
+    client.put(key, b"first")
+    assert values(watch, 1) == [b"first"]
+    connection = client._connection
+    assert connection is not None
+    first = connection.metadata
+
+    def is_another_token() -> bool:
+        client.put(key + b"1", b"")
+        return connection.metadata is not first
+
     if kind == "etcd3":
-
-        def is_refused() -> bool:
-            with pytest.raises(EtcdError) as caught:
-                client.put(key, b"1")
-            return isinstance(caught.value, AuthError)
-
-        eventually(is_refused)
+        with pytest.raises(AuthError, match="invalid auth token"):
+            eventually(is_another_token)
+        client.close()
         lacks(kind, "The token is etcd3's, which keeps no password to get another one with.")
-    for number in (b"1", b"2"):
-        client.put(key, number)
-    assert values(watch, 2) == [b"1", b"2"]
+    eventually(is_another_token)
+    # A watch that breaks needs a valid token as well.
+    connection.metadata = first
+    reader_of(watch).interrupt()
+    client.put(key, b"last")
+    found = seen(watch, ends_with(b"last"))
+    assert None not in found
+    assert client._connection is connection
+    client.close()
 
 
 def test_a_renewed_token_leaves_the_connection_and_its_watches(locked, key):
@@ -236,9 +264,9 @@ def test_a_watch_is_opened_again_each_time_its_token_has_expired(locked, key):
         connection = client._connection
         assert connection is not None
         connection.metadata = (*connection.metadata[:-1], ("token", "expired.1"))
-        watch._reader.interrupt()
+        reader_of(watch).interrupt()
         # It stands again before anything happens.
-        eventually(lambda: not watch._reader._renewed and watch._reader._call is not None)
+        eventually(lambda: not reader_of(watch)._renewed and reader_of(watch)._call is not None)
         client.put(key, number)
         assert values(watch, 1) == [number]
     client.close()

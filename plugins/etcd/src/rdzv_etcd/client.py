@@ -434,7 +434,7 @@ class EtcdClient(seam.Client):
         if isinstance(exc, ValueError):
             # Another thread has closed the channel; nothing was sent.
             return seam.UnavailableError(f"etcd at {connection.endpoint}: {exc}", sent=False)
-        error = call_error(exc, connection.endpoint)
+        error = call_error(exc, connection.endpoint, tls=self._credentials is not None)
         if isinstance(error, seam.UnavailableError) and not isinstance(error, BusyError):
             self.drop(connection)
         return error
