@@ -126,6 +126,15 @@ class Certificates:
 # ---------------------------------------------------------------- cases for every server
 
 
+FAILED_RESTART = """
+server._binary = "/bin/false"
+try:
+    server.restart()
+except RuntimeError:
+    pass
+"""
+
+
 class LocalServerCases:
     """What holds for every local server; a subclass says how one is made."""
 
@@ -253,6 +262,20 @@ class LocalServerCases:
             assert server.ports == before
             assert server.is_ready()
 
+    def test_a_restart_that_fails_leaves_the_folder_for_another(self):
+        with self.make(timeout=LIMIT) as server:
+            (server.data_dir / "mine").touch()
+            server.kill()
+            with socket.create_server(("127.0.0.1", server.port)):
+                server._timeout = 0.3
+                with pytest.raises((RuntimeError, TimeoutError)):
+                    server.restart()
+            assert server.pid == 0
+            server._timeout = LIMIT
+            server.restart()
+            assert (server.data_dir / "mine").exists()
+            assert server.is_ready()
+
     # Starts that fail.
 
     def test_one_that_is_never_ready_is_given_up(self, tmp_path):
@@ -284,11 +307,15 @@ class LocalServerCases:
         eventually(lambda: not Path(folder).exists())
         assert not listens(int(port))
 
-    @pytest.mark.parametrize("state", ["kill", "pause"])
-    def test_a_killed_or_paused_ones_folder_goes_with_its_process(self, state):
-        with parent(self.source(), f"server.{state}()") as process:
+    @pytest.mark.parametrize(
+        ("then", "runs"),
+        [("server.kill()", False), (FAILED_RESTART, False), ("server.pause()", True)],
+        ids=["killed", "failed", "paused"],
+    )
+    def test_the_folder_goes_with_the_process_whatever_the_servers_state(self, then, runs):
+        with parent(self.source(), then) as process:
             port, pid, folder = process.stdout.readline().split()
-            assert (pid == "0") == (state == "kill") == (not listens(int(port)))
+            assert (pid != "0") == listens(int(port)) == runs
             assert Path(folder).exists()
             process.kill()
             process.wait(LIMIT)

@@ -268,6 +268,10 @@ def test_a_cluster_without_a_majority_has_no_leader_and_comes_back_with_its_data
         cluster.kill(number)
     with pytest.raises(TimeoutError, match="0 members that run"):
         cluster.leader(0.1)
+    cluster.members[0]._timeout = 0.5
+    with pytest.raises(TimeoutError, match="not ready"):
+        cluster.restart(0)
+    cluster.members[0]._timeout = LIMIT
     cluster.restart(0, 2)
     assert cluster.leader() in (0, 2)
     assert get(cluster.members[0], "key") == "1"

@@ -80,7 +80,7 @@ class LocalServer(abc.ABC):
                 return "ready to accept connections" in self.log
 
         with PostgresServer() as server:
-            psycopg.connect(host=server.host, port=server.port)
+            psycopg.connect(host=server.host, port=server.port, dbname="postgres")
 
     The program has to stay in the foreground, and to leave open the descriptors that
     it inherits: by one of them this process knows that it runs. Its output goes to the
@@ -91,6 +91,9 @@ class LocalServer(abc.ABC):
         binary: The server's program; ``binary`` says where else it is looked for.
         data_dir: The data folder, which then stays; otherwise a temporary one.
         timeout: Seconds within which the server must be ready.
+
+    Attributes:
+        ports: All ports of the server, ``port`` first; chosen at the first start.
     """
 
     kind: ClassVar[str] = "rdzv-server"
@@ -256,10 +259,14 @@ class LocalServer(abc.ABC):
             if not self._has_ended():
                 raise RuntimeError(f"The server runs already, on {self.endpoint}.")
             self._end(b"keep\n")
-        self._start(same_ports=False)
-
-    def _start(self, *, same_ports: bool) -> None:
         binary = self.binary
+        try:
+            self._start(binary, same_ports=False)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, binary: str, *, same_ports: bool) -> None:
         self._owner = os.getpid()
         if self._folder is None:
             if self._kept_dir is not None:
@@ -267,13 +274,6 @@ class LocalServer(abc.ABC):
                 self._folder = self._kept_dir
             else:
                 self._folder = Path(tempfile.mkdtemp(prefix=f"{self.kind}-"))
-        try:
-            self._try(binary, same_ports=same_ports)
-        except BaseException:
-            self.stop()
-            raise
-
-    def _try(self, binary: str, *, same_ports: bool) -> None:
         deadline = time.monotonic() + self._timeout
         attempt = 0
         while True:
@@ -284,17 +284,19 @@ class LocalServer(abc.ABC):
             self._spawn()
             if self._wait_until_ready(binary, deadline):
                 return
-            self._end(b"keep\n")
-            taken = "already in use" in self.log
-            if taken and same_ports and time.monotonic() + _PAUSE < deadline:
-                # Of a connection, as a rule, whose own end it is by chance: it is let go again.
-                time.sleep(_PAUSE)
-                continue
-            others = self.port_count > 1 or not self._asked_port
-            if not taken or same_ports or not others or attempt >= self.attempts:
+            if same_ports:
+                # A connection has it, as a rule, as its own end by chance: it is let go again.
+                again = time.monotonic() + _PAUSE < deadline
+            else:
+                others = self.port_count > 1 or not self._asked_port
+                again = others and attempt < self.attempts
+            if not again or "already in use" not in self.log:
                 raise RuntimeError(
                     f"{binary} did not start on {self.endpoint}. {self._log_lines()}"
                 )
+            self._end(b"keep\n")
+            if same_ports:
+                time.sleep(_PAUSE)
 
     def _has_ports(self) -> bool:
         return len(self.ports) == self.port_count and 0 not in self.ports
@@ -323,7 +325,7 @@ class LocalServer(abc.ABC):
         while not self._has_ended():
             if self.is_ready():
                 return True
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline and not self._has_ended():
                 raise TimeoutError(
                     f"{binary} was not ready on {self.endpoint} after {self._timeout} "
                     f"seconds. {self._log_lines()}"
@@ -359,9 +361,10 @@ class LocalServer(abc.ABC):
 
     def kill(self) -> None:
         """Kill the server with SIGKILL; its data folder stays until ``stop``, for ``restart``."""
-        if os.getpid() != self._owner or self._has_ended():
+        if os.getpid() != self._owner:
             return
-        os.kill(self._pid, signal.SIGKILL)
+        if not self._has_ended():
+            os.kill(self._pid, signal.SIGKILL)
         deadline = time.monotonic() + _PATIENCE
         while not self._has_ended() and time.monotonic() < deadline:
             pass  # It looks for a while itself.
@@ -385,6 +388,8 @@ class LocalServer(abc.ABC):
     def restart(self) -> None:
         """Start the server anew on its port and data folder, after ``kill`` or while it runs.
 
+        Where that fails the folder stays, as after ``kill``.
+
         Raises:
             RuntimeError: As for ``start``.
             TimeoutError: As for ``start``.
@@ -392,7 +397,11 @@ class LocalServer(abc.ABC):
         if os.getpid() != self._owner:
             raise RuntimeError("Only the process that started the server can restart it.")
         self._end(b"keep\n")
-        self._start(same_ports=self._has_ports())
+        try:
+            self._start(self.binary, same_ports=self._has_ports())
+        except BaseException:
+            self.kill()
+            raise
 
     def _end(self, word: bytes) -> None:
         """Have the supervisor kill the server, and wait until both have ended."""
