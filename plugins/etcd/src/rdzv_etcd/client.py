@@ -692,7 +692,11 @@ class _Reader:
             self._renewed = True
             client.renew(connection, metadata, until)
         elif error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                # It knows this frame, which would keep the client until garbage is collected.
+                del error
 
     def _take(self, response: Message, connection: Connection) -> None:
         if response.canceled:
