@@ -16,6 +16,7 @@ from rdzv.endpoint import (
     default_address,
     free_port,
     hold_port,
+    host_of,
     matches_machine,
     names_secret,
     parse_rendezvous_endpoint,
@@ -299,3 +300,23 @@ def route(monkeypatch, table):
 def test_a_password_is_hidden_where_the_scheme_was_left_out():
     assert "secret" not in redact("cannot reach //user:secret@host:3, see above")
     assert redact("https://host/a//b") == "https://host/a//b"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "host"),
+    [
+        ("node0:2379", "node0"),
+        (" node0 ", "node0"),
+        ("a:1,b:2", "a"),
+        ("[::1]:2379,b", "::1"),
+        ("https://a:1,https://b:2", "a"),
+        ("redis://user:pass@word@a:1,b/0?ttl=5", "a"),
+        ("redis+sentinel://a,b/service", "a"),
+        ("unix:///run/redis.sock", None),
+        ("/shared/file", None),
+        ("", None),
+        ("a b", None),
+    ],
+)
+def test_the_host_of_an_endpoint_is_its_first(endpoint, host):
+    assert host_of(endpoint) == host

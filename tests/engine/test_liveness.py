@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rdzv.dynamic_rendezvous.backend import HELD
 from rdzv.dynamic_rendezvous.liveness import Silence
 
 PATIENCE = 4.0
 
 
 def look(silence: Silence, now: float, **counts: int) -> set[str]:
-    return silence.observe(counts, now, 1.0)
+    return silence.observe({node: (0, count) for node, count in counts.items()}, now, 1.0)
 
 
 def test_a_node_that_was_never_seen_before_is_not_silent():
@@ -117,11 +119,80 @@ def test_a_node_that_is_no_longer_looked_at_is_forgotten():
 def test_nobody_is_silent_for_longer_than_was_looked(gaps, patience, period):
     silence = Silence(patience)
     now = 5.0
-    silence.observe({"a": 1}, now, period)
+    silence.observe({"a": (0, 1)}, now, period)
     for number, gap in enumerate(gaps, 1):
         now += gap
-        silence.observe({"a": 1}, now, period)
+        silence.observe({"a": (0, 1)}, now, period)
         assert silence.of("a") <= number * min(2 * period, patience) + 1e-6
         assert silence.of("a") <= now - 5.0 + 1e-6
         if gap > max(patience, 2 * period):
             assert silence.of("a") == 0
+
+
+# ---------------------------------------------------------------- leases
+
+
+def steady(silence: Silence, upto: int) -> None:
+    for second in range(upto + 1):
+        look(silence, float(second), a=HELD)
+
+
+def test_a_lease_is_a_sign_of_life_at_every_look():
+    silence = Silence(PATIENCE)
+    assert look(silence, 0.0, a=HELD) == set()
+    assert look(silence, 1.0, a=HELD) == {"a"}
+    assert silence.of("a") == 0
+    assert not silence.has_ended("a")
+
+
+def test_the_end_of_a_lease_is_a_death():
+    silence = Silence(PATIENCE)
+    steady(silence, 4)
+    assert look(silence, 5.0, a=0) == set()
+    assert silence.has_ended("a")
+    assert silence.of("a") == PATIENCE
+    assert silence.suspects(["a"]) == ["a"]
+    assert not silence.has_beaten("a", 1.0)
+    look(silence, 6.0, a=0)
+    assert silence.has_ended("a")
+
+
+def test_a_lease_that_was_made_anew_is_a_sign_of_life():
+    silence = Silence(PATIENCE)
+    steady(silence, 4)
+    look(silence, 5.0, a=0)
+    assert look(silence, 6.0, a=HELD) == {"a"}
+    assert not silence.has_ended("a")
+    assert silence.of("a") == 0
+
+
+@given(gap=st.floats(PATIENCE + 0.1, 100.0), looks=st.integers(0, 3))
+def test_a_lease_that_ends_after_a_gap_says_no_more_than_that_nobody_renewed_it_since(gap, looks):
+    # Whatever kept the observer from looking may have kept the node from renewing it.
+    silence = Silence(PATIENCE)
+    steady(silence, 4)
+    back = now = 4.0 + gap
+    for _ in range(looks):
+        look(silence, now, a=HELD)
+        now += 1.0
+    look(silence, now, a=0)
+    assert not silence.has_ended("a")
+    assert silence.of("a") == pytest.approx(now - back)
+    look(silence, now + 1.0, a=0)
+    assert silence.of("a") == pytest.approx(now - back + 1.0)
+
+
+def test_who_never_had_a_lease_is_silent():
+    silence = Silence(PATIENCE)
+    for second in range(6):
+        look(silence, float(second), a=0)
+    assert silence.of("a") == 5.0
+    assert not silence.has_ended("a")
+
+
+def test_a_node_that_beats_elsewhere_has_lost_no_lease():
+    silence = Silence(PATIENCE)
+    for second in range(6):
+        silence.observe({"a": (1, HELD)}, float(second), 1.0)
+    assert silence.observe({"a": (2, 0)}, 6.0, 1.0) == {"a"}
+    assert not silence.has_ended("a")

@@ -99,6 +99,14 @@ def test_a_round_forms_on_a_server_named_in_any_form(server, form):
     forms_a_round(form.format(server.endpoint))
 
 
+def test_a_server_is_asked_once_what_it_is(server):
+    with server.client() as client:
+        client.config_resetstat()
+        opened(server.endpoint)
+        # min-replicas-to-write and maxmemory-policy.
+        assert client.info("commandstats")["cmdstat_config|get"]["calls"] == 2
+
+
 def test_a_number_of_a_database_is_used(server):
     _, store = opened(server.endpoint, db=5)
     store.set("key", "value")

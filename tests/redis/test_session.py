@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rdzv.errors import RendezvousConnectionError
 from rdzv_redis import RedisRendezvousBackend, RedisServer
 
 LIMIT = 30.0
@@ -79,3 +80,15 @@ def test_the_first_write_after_a_failover_is_refused_and_says_so(backend, server
     assert (late.won, late.document, late.failovers) == (False, b"second", 1)
     session.close()
     other.close()
+
+
+def test_a_connection_that_broke_is_noticed_though_the_client_checks_its_health(server):
+    # redis-py checks before a command that comes so many seconds after the last, and connects anew.
+    with server.client(protocol=2, socket_timeout=LIMIT, health_check_interval=1e-9) as client:
+        session = RedisRendezvousBackend(client, "checked", server.endpoint).open_session()
+        assert session.read(None) is None
+        with server.client() as other:
+            other.client_kill_filter(_type="normal", skipme=True)
+        with pytest.raises(RendezvousConnectionError):
+            session.read(None)
+        session.close()

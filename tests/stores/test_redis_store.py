@@ -354,8 +354,8 @@ class AnswerLost:
     def __init__(self, connection) -> None:
         self._connection = connection
 
-    def send_command(self, *arguments, **options) -> None:
-        self._connection.send_command(*arguments, **options)
+    def send_packed_command(self, command, **options) -> None:
+        self._connection.send_packed_command(command, **options)
 
     def read_response(self, **options) -> None:
         self._connection.read_response(**options)
@@ -385,7 +385,7 @@ def test_what_is_sent_again_takes_effect_once(redis_server, operation, arguments
         store.add("n", 7)
         store.queue_push("queue", "one")
         store.queue_push("queue", "two")
-        (lane,) = store._link.idle
+        (lane,) = store._lanes.idle
         lane.connection = AnswerLost(lane.connection)
         assert getattr(store, operation)(*arguments) == answer
         if operation.startswith("queue"):
@@ -421,17 +421,17 @@ def test_what_comes_late_out_of_a_connection_given_up_changes_nothing(redis_serv
     with redis_server.client() as client:
         store = RedisStore(client, f"late:{{{operation}}}", timedelta(seconds=1))
         store.set("key", "1")
-        late: list[tuple[object, ...]] = []
+        late: list[list[bytes]] = []
 
         class Held(AnswerLost):
             """The command stays on its way."""
 
-            def send_command(self, *arguments, **options) -> None:
-                late.append(arguments)
+            def send_packed_command(self, command, **options) -> None:
+                late.append(command)
                 raise redis.TimeoutError
 
         def take_answer() -> object:
-            (lane,) = store._link.idle
+            (lane,) = store._lanes.idle
             lane.connection = Held(client.connection_pool.get_connection())
             if operation == "add":
                 return store.add("n", 1)
@@ -446,10 +446,13 @@ def test_what_comes_late_out_of_a_connection_given_up_changes_nothing(redis_serv
         other = RedisStore(redis_server.client(), store._prefix)
         other.set("key", "other")
         other.queue_push("queue", "item")
-        client.execute_command(*late[0])
+        connection = client.connection_pool.get_connection()
+        connection.send_packed_command(late[0])
+        connection.read_response()
         store.set("next", "")
+        connection.send_packed_command(late[0])
         with pytest.raises(redis.ResponseError, match="too late"):
-            client.execute_command(*late[0])
+            connection.read_response()
         assert other.get("key") == b"other"
         assert other.queue_len("queue") == 1
         if operation == "add":

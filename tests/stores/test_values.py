@@ -61,6 +61,15 @@ def test_add_counts_on_from_a_number_that_was_set(store):
     assert store.add("n", 1) == 42
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("digits", range(13, 17))
+def test_add_is_exact_where_a_number_gets_one_more_digit(store, digits, sign):
+    most = sign * (10**digits - 1)
+    assert store.add("k", most) == most
+    assert [store.add("k", sign) for _ in range(2)] == [most + sign, most + 2 * sign]
+    assert store.get("k") == str(most + 2 * sign).encode()
+
+
 def test_add_is_exact_to_64_bits(store):
     assert store.add("n", 2**63 - 2) == 2**63 - 2
     assert store.add("n", 1) == 2**63 - 1
@@ -155,6 +164,13 @@ def test_a_large_value_comes_back(store):
     value = ALL_BYTES * 10_000
     store.set("key", value)
     assert store.get("key") == value
+
+
+def test_large_values_and_small_ones_are_set_together(store):
+    values = [b"small", ALL_BYTES * 100, b"", ALL_BYTES * 200, b"last"]
+    keys = [str(number) for number in range(len(values))]
+    store.multi_set(keys, values)
+    assert store.multi_get(keys) == values
 
 
 def test_check_says_whether_all_keys_are_there(store):

@@ -11,6 +11,7 @@ __all__ = [
     "default_address",
     "free_port",
     "hold_port",
+    "host_of",
     "matches_machine",
     "names_secret",
     "parse_rendezvous_endpoint",
@@ -160,6 +161,21 @@ def default_address(endpoint_host: str | None = None) -> str:
             if source is not None:
                 return endpoint_host if _is_loopback(source) else source
     return _address_without_endpoint()
+
+
+def host_of(endpoint: str) -> str | None:
+    """The host that an endpoint names, the first of several; ``None`` where it names none.
+
+    What an endpoint is made of is its backend's business: ``host:port``, several of
+    them with commas between, the same after a scheme and a login, a path.
+    """
+    place = endpoint.strip().partition("://")[2] if "://" in endpoint else endpoint.strip()
+    place = place.partition("?")[0].rpartition("@")[2]
+    first = place.split(",")[0].partition("/")[0]
+    try:
+        return parse_rendezvous_endpoint(first, 0)[0] if first else None
+    except ValueError:
+        return None
 
 
 def free_port() -> int:

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = [
+    "HELD",
+    "MAX_RECORDS",
+    "MAX_STATE_BYTES",
+    "MAX_TICKETS",
     "RendezvousBackend",
     "Session",
     "SessionBackend",
@@ -21,6 +25,9 @@ __all__ = [
 
 Token = Any
 """An opaque fencing token: it names one version of the shared state."""
+
+HELD = -1
+"""The number of a slot whose node holds a lease at this moment, in :meth:`Session.beats`."""
 
 MAX_RECORDS = 4096
 """As many records at least are in one answer of :meth:`Session.records`, if there are more."""
@@ -197,7 +204,11 @@ class Session(ABC):
 
     @abstractmethod
     def beats(self, slots: Sequence[int]) -> Mapping[int, int]:
-        """A number for each of ``slots`` that changes with every beat (0 where none came)."""
+        """A number for each of ``slots`` that changes with every beat (0 where none came).
+
+        A store that keeps leases says :data:`HELD` instead for as long as the lease lives that
+        the last beat renewed, and 0 when it has ended: that is the node's end.
+        """
 
     @abstractmethod
     def publish(self, nonce: str, pieces: Mapping[str, bytes]) -> None:
@@ -228,6 +239,17 @@ class SessionBackend(RendezvousBackend):
 
         Raises:
             RendezvousConnectionError: The store cannot be reached.
+        """
+
+    def set_liveness(self, interval: float, attempts: int) -> None:
+        """Learn how soon a death is to be noticed; called before the first session is opened.
+
+        Args:
+            interval: Seconds from one beat of a node to its next.
+            attempts: How many of them in a row have to be missed before it counts as lost.
+
+        Raises:
+            ValueError: The store cannot keep that, with what it can.
         """
 
     @property

@@ -515,9 +515,9 @@ class Driver:
         """The roster as it is now, read afresh."""
         return read_whole_roster(session, self.machine)
 
-    def others(self, session: Session) -> dict[str, int]:
-        """The beat counters of all other nodes that have not left."""
+    def others(self, session: Session) -> dict[str, tuple[int, int]]:
+        """The slots and beat counters of all other nodes that have not left."""
         roster = self.describe(session)
         watched = roster.watched(self.machine.node)
         counts = session.beats(list(dict.fromkeys(watched.values())))
-        return {node: counts[slot] for node, slot in watched.items()}
+        return {node: (slot, counts[slot]) for node, slot in watched.items()}

@@ -90,4 +90,4 @@ class Following:
         silent = self._silence.of(leader.node)
         if silent > 0:
             self.due = min(self.due, now + min(period, limit - silent))
-        return limit - silent <= 1e-9
+        return limit - silent <= 1e-9 or (near and self._silence.has_ended(leader.node))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .. import events
 from ..api import RendezvousHandler, RendezvousInfo, RendezvousParameters, RendezvousStoreInfo
-from ..endpoint import default_address
+from ..endpoint import default_address, host_of
 from ..errors import (
     RendezvousClosedError,
     RendezvousConnectionError,
@@ -126,6 +126,10 @@ class DynamicRendezvousHandler(RendezvousHandler):
         runtime: Runtime = REAL,
     ) -> None:
         check(settings, patience)
+        if isinstance(backend, SessionBackend):
+            backend.set_liveness(
+                settings.keep_alive_interval.total_seconds(), settings.keep_alive_max_attempt
+            )
         self._runtime = runtime
         self._settings = settings
         self._backend_name = backend_name
@@ -600,15 +604,6 @@ def create_handler(
         params.backend,
         store,
         backend,
-        params.local_addr or default_address(_host_of(params.endpoint)),
+        params.local_addr or default_address(host_of(params.endpoint)),
         params.get_as_seconds("patience", 60.0),
     )
-
-
-def _host_of(endpoint: str) -> str | None:
-    from ..endpoint import parse_rendezvous_endpoint
-
-    try:
-        return parse_rendezvous_endpoint(endpoint, 0)[0] if endpoint else None
-    except ValueError:
-        return None  # A path or a URL: what it means is the backend's business.

@@ -228,7 +228,7 @@ class Leading:
                     # Nobody misses it; should it wake, it enters again.
                     del self.roster.entries[node]
                 continue
-            if left <= 1e-9:
+            if left <= 1e-9 or self._silence.has_ended(node):
                 lost.append(Lost(entry.record, self._silence.of(node)))
                 self.roster.lose(node)
             else:

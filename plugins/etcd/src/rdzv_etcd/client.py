@@ -108,6 +108,69 @@ class Tls:
             return file.read()
 
 
+class _Gate:
+    """Keeps threads out of gRPC while this process forks.
+
+    A child that is forked while one is inside may crash at its next call, or hang, for gRPC
+    then leaves it as it is (and says so on the standard error).
+    """
+
+    _PATIENCE = 2.0
+    """Seconds that a fork waits for calls that do not end."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._inside = 0
+        self._forks = 0
+
+    @property
+    def closed(self) -> bool:
+        return self._forks > 0
+
+    def enter(self) -> None:
+        with self._changed:
+            while self._forks:
+                self._changed.wait()
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._changed:
+            self._inside -= 1
+            if self._forks:
+                self._changed.notify_all()
+
+    def before_fork(self) -> None:
+        with self._changed:
+            self._forks += 1
+        for client in list(_CLIENTS):
+            client.before_fork()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._inside, self._PATIENCE)
+
+    def after_fork_in_parent(self) -> None:
+        with self._changed:
+            self._forks -= 1
+            self._changed.notify_all()
+
+    def after_fork_in_child(self) -> None:
+        self.__init__()  # type: ignore[misc]
+        for client in list(_CLIENTS):
+            client.after_fork()
+
+
+_CLIENTS: weakref.WeakSet[EtcdClient] = weakref.WeakSet()
+
+_PARENTS: list[object] = []
+"""What a forked child has of its parent's: never to be closed here, not even by forgetting it."""
+
+_GATE = _Gate()
+os.register_at_fork(
+    before=_GATE.before_fork,
+    after_in_parent=_GATE.after_fork_in_parent,
+    after_in_child=_GATE.after_fork_in_child,
+)
+
+
 class Connection:
     """A channel to one member, and the login there.
 
@@ -137,15 +200,26 @@ class Connection:
             for method, (service, request, response) in METHODS.items()
         }
         self.close = weakref.finalize(self, close or channel.close)
+        # At the end of the process threads that still call would be told, and print it.
+        self.close.atexit = False
 
     def call(
         self,
         method: str,
         request: Message,
-        timeout: float | None,
+        timeout: float,
         metadata: Metadata = HAS_LEADER,
     ) -> Any:
-        return self._calls[method](request, timeout=timeout, metadata=metadata)
+        """Call a method other than that of a watch."""
+        _GATE.enter()
+        try:
+            return self._calls[method](request, timeout=timeout, metadata=metadata)
+        finally:
+            _GATE.leave()
+
+    def watch(self, request: Message, metadata: Metadata) -> Any:
+        """Begin a watch: an iterator over what comes. The caller has passed the gate."""
+        return self._calls["Watch"](request, metadata=metadata)
 
 
 class EtcdClient(seam.Client):
@@ -208,6 +282,11 @@ class EtcdClient(seam.Client):
         self._closed = False
         self._readers: set[_Reader] = set()
 
+    def before_fork(self) -> None:
+        """Have the watches' threads leave gRPC; they go on after the fork."""
+        for reader in list(self._readers):
+            reader.interrupt()
+
     def after_fork(self) -> None:
         """In the child: leave the connection and the watches to the parent."""
         closed = self._closed
@@ -228,6 +307,11 @@ class EtcdClient(seam.Client):
     def timeout(self) -> float:
         """Seconds within which every call returns."""
         return self._timeout
+
+    @property
+    def has_login(self) -> bool:
+        """Whether it can log in anew."""
+        return self._login is not None
 
     @property
     def closed(self) -> bool:
@@ -321,6 +405,7 @@ class EtcdClient(seam.Client):
         renewed = False
         failures = 0
         while True:
+            connection = None
             try:
                 connection = self.connected(until)
                 # Whoever is frozen is not to keep the others from being asked.
@@ -332,10 +417,11 @@ class EtcdClient(seam.Client):
                 except (grpc.RpcError, ValueError) as exc:
                     # gRPC's own error says no more, and at length.
                     raise self.failed(connection, exc) from None
-            except TokenError:  # noqa: PERF203 - it is asked again after some
-                if renewed or not self.renew(connection, metadata, until):
+            except TokenError:
+                if renewed or connection is None or not self.has_login:
                     raise
                 renewed = True
+                self.renew(connection, metadata, until)
             except seam.UnavailableError as error:
                 again = (repeatable or not error.sent) and not self._closed
                 if not again or until - time.monotonic() <= _RETRY:
@@ -349,7 +435,7 @@ class EtcdClient(seam.Client):
         if isinstance(exc, ValueError):
             # Another thread has closed the channel; nothing was sent.
             return seam.UnavailableError(f"etcd at {connection.endpoint}: {exc}", sent=False)
-        error = call_error(exc, connection.endpoint)
+        error = call_error(exc, connection.endpoint, tls=self._credentials is not None)
         if isinstance(error, seam.UnavailableError) and not isinstance(error, BusyError):
             self.drop(connection)
         return error
@@ -385,17 +471,14 @@ class EtcdClient(seam.Client):
             connection.close()
             raise self._closed_error()
 
-    def renew(self, connection: Connection, refused: Metadata, until: float) -> bool:
-        """Log in again, once for all threads whose token was refused; False without a login."""
-        if self._login is None:
-            return False
+    def renew(self, connection: Connection, refused: Metadata, until: float) -> None:
+        """Log in again, once for all threads whose token was refused."""
         with self._alone(until):
             if connection.metadata is refused:
                 try:
                     self._log_in(connection, max(_SHORTEST, until - time.monotonic()))
                 except (grpc.RpcError, ValueError) as exc:
                     raise self.failed(connection, exc) from None
-        return True
 
     @contextlib.contextmanager
     def _alone(self, until: float) -> Iterator[None]:
@@ -480,7 +563,7 @@ class _Watch(seam.Watch):
 
     def __init__(self, reader: _Reader) -> None:
         self._reader = reader
-        weakref.finalize(self, reader.close)
+        weakref.finalize(self, reader.close).atexit = False
 
     def next(self, timeout: float) -> list[Event] | None:
         return self._reader.next(timeout)
@@ -533,7 +616,7 @@ class _Reader:
 
     def close(self) -> None:
         self._end_with(f"The watch at {self._client.where} was closed.")
-        self._cancel()
+        self.interrupt()
         self._client.forget(self)
 
     def _end_with(self, text: str) -> None:
@@ -579,30 +662,41 @@ class _Reader:
         connection = client.connected(until)
         metadata = connection.metadata
         create = _CREATE(key=self._key, range_end=self._end, start_revision=self._revision)
+        call = None
+        error: seam.EtcdError | None = None
+        _GATE.enter()
         try:
             # etcd goes on after the client has said all that it has to say.
-            call = connection.call("Watch", _WATCH(create_request=create), None, metadata)
+            call = connection.watch(_WATCH(create_request=create), metadata)
             with self._changed:
                 self._call = call
-            if self._ended:
+            if self._ended or _GATE.closed:
                 call.cancel()
             for response in call:
                 self._take(response, connection)
             raise seam.UnavailableError(f"etcd at {connection.endpoint} has ended a watch.")
-        except seam.UnavailableError:
-            client.drop(connection)
-            raise
-        except seam.AuthError:
-            # etcd may say "permission denied" of a token that it does not know any more.
-            if self._renewed or not client.renew(connection, metadata, until):
-                raise
-            self._renewed = True
+        except seam.EtcdError as exc:
+            if isinstance(exc, seam.UnavailableError):
+                client.drop(connection)
+            error = exc
         except (grpc.RpcError, ValueError) as exc:
-            # What was closed here is no fault of the connection's.
-            if not self._ended:
-                raise client.failed(connection, exc) from None
+            # What is cancelled here, by a close or for a fork, is no fault of the connection's.
+            if call is None or not call.cancelled():
+                error = client.failed(connection, exc)
         finally:
-            self._cancel()
+            self.interrupt()
+            _drain(call)
+            _GATE.leave()
+        if isinstance(error, seam.AuthError) and client.has_login and not self._renewed:
+            # etcd may say "permission denied" of a token that it does not know any more.
+            self._renewed = True
+            client.renew(connection, metadata, until)
+        elif error is not None:
+            try:
+                raise error
+            finally:
+                # It knows this frame, which would keep the client until garbage is collected.
+                del error
 
     def _take(self, response: Message, connection: Connection) -> None:
         if response.canceled:
@@ -617,7 +711,8 @@ class _Reader:
             self._revision = events[-1].kv.mod_revision + 1
             self._say(events)
 
-    def _cancel(self) -> None:
+    def interrupt(self) -> None:
+        """End the call; the thread then looks what to do."""
         with self._changed:
             call, self._call = self._call, None
         if call is not None:
@@ -636,18 +731,15 @@ class _Reader:
             self._client.forget(self)
 
 
-_CLIENTS: weakref.WeakSet[EtcdClient] = weakref.WeakSet()
+def _drain(call: Any) -> None:
+    """Take from a call that was cancelled what is left, for gRPC lets go of nothing before.
 
-_PARENTS: list[object] = []
-"""What a forked child has of its parent's: never to be closed here, not even by forgetting it."""
-
-
-def _after_fork() -> None:
-    for client in list(_CLIENTS):
-        client.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+    A stream that is read by one thread looks no further once it was cancelled: its connection
+    would stay open for ever, even after the channel was closed. gRPC offers no public way.
+    """
+    consume = getattr(call, "_consume_next_event", None)
+    while consume is not None and call._state.due:  # noqa: SLF001 - see above
+        consume()
 
 
 def _written(endpoint: str) -> str:

@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis import Redis
 from redis.backoff import ExponentialWithJitterBackoff
@@ -71,35 +71,49 @@ def connect(options: Options, run_key: str) -> tuple[Client, Client, Server]:
             one that a run can be kept on; the text says what to do.
     """
     if options.kind == "sentinel":
-        make: _Make = functools.partial(_by_sentinels, options)
+        found = _look(functools.partial(_by_sentinels, options), run_key, options.where)
     elif options.kind == "cluster":
-        make = functools.partial(_cluster, options)
+        found = _look(functools.partial(_cluster, options), run_key, options.where)
     else:
-        make = _first_master(options, run_key)
-    client = call(options.where, lambda: make(0))
-    server = _inspect(client, run_key, options.where)
-    _check(server, options)
-    return client, call(options.where, lambda: make(options.retries)), server
+        found = _first_master(options, run_key)
+    _check(found.server, options)
+    return (
+        found.client,
+        call(options.where, lambda: found.make(options.retries)),
+        found.server,
+    )
 
 
-def _first_master(options: Options, run_key: str) -> _Make:
-    """What makes clients of the one of several hosts that says that it is a master."""
-    masters: list[tuple[_Make, str]] = []
+class _Found(NamedTuple):
+    """A server that was looked at, the client that did, and what makes more of its kind."""
+
+    make: _Make
+    client: Client
+    server: Server
+
+
+def _look(make: _Make, run_key: str, where: str) -> _Found:
+    client = call(where, lambda: make(0))
+    return _Found(make, client, _inspect(client, run_key, where))
+
+
+def _first_master(options: Options, run_key: str) -> _Found:
+    """The one of several hosts that says that it is a master."""
+    masters: list[tuple[_Found, str]] = []
     failures: list[str] = []
     cause: Exception | None = None
     for host in options.hosts or (("", 0),):
         where = options.path or f"{host[0]}:{host[1]}"
-        make = functools.partial(_single, options, host)
         try:
-            server = _inspect(make(0), run_key, where)
-            if server.mode == "cluster":
-                return functools.partial(_cluster, options)
+            found = _look(functools.partial(_single, options, host), run_key, where)
         except RendezvousConnectionError as exc:
             failures.append(str(exc))
             cause = exc
             continue
-        if server.role == "master":
-            masters.append((make, where))
+        if found.server.mode == "cluster":
+            return _look(functools.partial(_cluster, options), run_key, options.where)
+        if found.server.role == "master":
+            masters.append((found, where))
         else:
             failures.append(f"{where} is a read-only replica.")
     if not masters:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from rdzv.api import RendezvousParameters
-from rdzv.endpoint import parse_rendezvous_endpoint, redact
+from rdzv.endpoint import redact
+from rdzv.options import (
+    Login,
+    read_count,
+    read_file_name,
+    read_hosts,
+    read_login,
+    read_positive,
+    written_host,
+)
 from rdzv.registry import check_parameters
 
 if TYPE_CHECKING:
@@ -21,6 +30,8 @@ DEFAULT_PORT = 6379
 
 SENTINEL_PORT = 26379
 """The port of a sentinel for which the endpoint names none."""
+
+_VARIABLE = "RDZV_REDIS_"
 
 _SCHEMES = {
     "redis": ("server", False),
@@ -37,16 +48,6 @@ _HOW = (
     "rediss:// for TLS, unix:///path/of/the/socket, redis+sentinel://host:port,host:port/service "
     "or redis+cluster://host:port,host:port"
 )
-
-_LONGEST_SECRET = 64 * 1024
-
-
-@dataclass(frozen=True)
-class Login:
-    """A user's name and password."""
-
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -117,15 +118,12 @@ def read_options(params: RendezvousParameters, environ: Mapping[str, str] | None
     ca_cert = given.get("ca_cert")
     if given.get("ssl_cert_key") and not certificate:
         raise ValueError("ssl_cert_key is given without ssl_cert, the certificate that it is for.")
-    for name in ("ca_cert", "ssl_cert", "ssl_cert_key"):
-        file = given.get(name)
-        if file and not os.path.isfile(file):
-            raise ValueError(f"{name} is {file!r}, and there is no such file on this node.")
+    files = {name: read_file_name(given, name) for name in ("ca_cert", "ssl_cert", "ssl_cert_key")}
     tls = tls or bool(certificate or ca_cert)
     if tls and kind == "unix":
         raise ValueError("A unix socket has no TLS; leave ca_cert and ssl_cert out.")
     where = service and f"the master {service!r} of the sentinels "
-    where += path or ", ".join(f"[{h}]:{p}" if ":" in h else f"{h}:{p}" for h, p in hosts)
+    where += path or written_host(hosts)
     return Options(
         kind=kind,
         hosts=hosts,
@@ -133,19 +131,17 @@ def read_options(params: RendezvousParameters, environ: Mapping[str, str] | None
         service=service,
         tls=tls,
         where=where,
-        login=_read_login(given, environ, "", url_login),
-        sentinel_login=_read_login(given, environ, "sentinel_", Login()),
-        db=_count(given, "db", 0),
-        ca_cert=ca_cert,
-        ssl_cert=certificate,
-        ssl_cert_key=given.get("ssl_cert_key"),
+        login=read_login(given, _VARIABLE, environ=environ, in_url=url_login),
+        sentinel_login=read_login(given, _VARIABLE, environ=environ, which="sentinel_"),
+        db=read_count(given, "db", 0),
+        **files,
         ssl_check_hostname=given.get_as_bool("ssl_check_hostname", True) is not False,
-        connect_timeout=_positive(given, "connect_timeout", 5.0),
-        read_timeout=_positive(given, "read_timeout", 5.0),
-        retries=_count(given, "retries", 0),
+        connect_timeout=read_positive(given, "connect_timeout", 5.0),
+        read_timeout=read_positive(given, "read_timeout", 5.0),
+        retries=read_count(given, "retries", 0),
         prefix=_read_prefix(given),
-        ttl=_positive(given, "ttl", 7200.0),
-        wait_replicas=_count(given, "wait_replicas", 0),
+        ttl=read_positive(given, "ttl", 7200.0),
+        wait_replicas=read_count(given, "wait_replicas", 0),
         accepts_failover=str(given.get("failover") or "refuse").strip().lower() == "accept",
     )
 
@@ -159,7 +155,7 @@ def _read_endpoint(endpoint: str) -> _Endpoint:
     if not mark and "@" in text:
         raise _bad(text, "a login stands in a URL only: redis://user:password@host")
     if not mark:
-        return "server", False, _read_hosts(text, text, DEFAULT_PORT), "", "", Login(), {}
+        return "server", False, read_hosts(text, DEFAULT_PORT), "", "", Login(), {}
     kind, tls = _SCHEMES.get(scheme.lower(), ("", False))
     if not kind:
         raise _bad(text, f"the scheme is none of {', '.join(_SCHEMES)}")
@@ -190,17 +186,7 @@ def _read_endpoint(endpoint: str) -> _Endpoint:
             raise _bad(text, "it names the database twice")
         query["db"] = names[0]
     port = SENTINEL_PORT if kind == "sentinel" else DEFAULT_PORT
-    return kind, tls, _read_hosts(text, parts.netloc, port), "", service, known, query
-
-
-def _read_hosts(endpoint: str, text: str, port: int) -> tuple[tuple[str, int], ...]:
-    parts = text.split(",")
-    if len(parts) > 1 and not all(part.strip() for part in parts):
-        raise _bad(endpoint, "there is nothing between two commas")
-    hosts = tuple(parse_rendezvous_endpoint(part, port) for part in parts)
-    if any(port == 0 for _, port in hosts):
-        raise _bad(endpoint, "port 0 is nobody's")
-    return hosts
+    return kind, tls, read_hosts(parts.netloc, port), "", service, known, query
 
 
 def _read_query(endpoint: str, query: str) -> dict[str, str]:
@@ -223,41 +209,6 @@ def _bad(endpoint: str, why: str) -> ValueError:
     )
 
 
-def _read_login(
-    params: RendezvousParameters, environ: Mapping[str, str], which: str, in_url: Login
-) -> Login:
-    """What the user gives for this job counts before what the environment has for all."""
-    username = params.get(f"{which}username")
-    if username and in_url.username:
-        raise ValueError("The user name is in the endpoint's URL and given beside it.")
-    passwords = {
-        "in the endpoint's URL": in_url.password,
-        f"as {which}password": params.get(f"{which}password"),
-        f"by {which}password_file": _read_secret(params, f"{which}password_file"),
-    }
-    found = [where for where, password in passwords.items() if password]
-    if len(found) > 1:
-        raise ValueError(f"A password is given {found[0]} and {found[1]}; give only one of them.")
-    variable = f"RDZV_REDIS_{which.upper()}"
-    password = passwords[found[0]] if found else environ.get(f"{variable}PASSWORD")
-    username = username or in_url.username or environ.get(f"{variable}USERNAME")
-    return Login(username or None, password or None)
-
-
-def _read_secret(params: RendezvousParameters, name: str) -> str | None:
-    path = params.get(name)
-    if not path:
-        return None
-    try:
-        with open(path, encoding="utf-8") as file:
-            secret = file.read(_LONGEST_SECRET).split("\n")[0].rstrip("\r")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ValueError(f"{name} is {path!r}, which cannot be read: {exc}") from None
-    if not secret:
-        raise ValueError(f"{name} is {path!r}, and its first line is empty.")
-    return secret
-
-
 def _read_prefix(params: RendezvousParameters) -> str:
     prefix = str(params.get("prefix") or "rdzv")
     if "{" in prefix or "}" in prefix or any(c.isspace() or not c.isprintable() for c in prefix):
@@ -266,19 +217,3 @@ def _read_prefix(params: RendezvousParameters) -> str:
             "blanks."
         )
     return prefix
-
-
-def _count(params: RendezvousParameters, name: str, default: int) -> int:
-    number = params.get_as_int(name)
-    if number is None:
-        return default
-    if number < 0:
-        raise ValueError(f"{name} is {number}; it must be 0 or more.")
-    return number
-
-
-def _positive(params: RendezvousParameters, name: str, default: float) -> float:
-    seconds = params.get_as_seconds(name, default)
-    if seconds <= 0:
-        raise ValueError(f"{name} is {seconds:g} s; it must be positive.")
-    return seconds

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from rdzv.dynamic_rendezvous.backend import MAX_STATE_BYTES, MAX_TICKETS
 
+from .wire import Script
+
 __all__ = [
-    "ALL",
     "BEAT",
     "ENTER",
     "FETCH",
@@ -33,7 +34,7 @@ local function checked(length)
 end
 """
 
-READ = (
+READ = Script(
     _LIMIT
     + """
 -- KEYS: the document. Returns its token and its text, or nothing.
@@ -50,7 +51,7 @@ return found
 """
 )
 
-SWAP = (
+SWAP = Script(
     _LIMIT
     + """
 -- KEYS: the document. ARGV: the token that is expected or '', the new token's random part, the new
@@ -99,7 +100,7 @@ return {1, token, ARGV[3], failovers}
 """
 )
 
-ENTER = """
+ENTER = Script("""
 -- KEYS: the log, the tickets by the names of their records. ARGV: the record's name, the record,
 -- the time to live (ms), the channel. Returns the ticket; of a record sent twice, the first.
 local known = redis.call('HGET', KEYS[2], ARGV[1])
@@ -113,9 +114,9 @@ redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
 redis.call('PUBLISH', ARGV[4], ticket)
 return ticket
-"""
+""")
 
-RECORDS = (
+RECORDS = Script(
     _LIMIT
     + f"local TICKETS = {MAX_TICKETS}"
     + """
@@ -135,7 +136,7 @@ return records
 """
 )
 
-BEAT = """
+BEAT = Script("""
 -- KEYS: the beats, and all others whose time to live is to be renewed. ARGV: the slot, the first
 -- and the last of the slots that come along, the time to live (ms) or 0.
 redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
@@ -149,16 +150,16 @@ if ARGV[4] ~= '0' then
   end
 end
 return redis.call('HMGET', KEYS[1], unpack(slots))
-"""
+""")
 
-PUBLISH = """
+PUBLISH = Script("""
 -- KEYS: the pieces. ARGV: the time to live (ms), then names and texts in turn.
 redis.call('HSET', KEYS[1], unpack(ARGV, 2))
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
 return 0
-"""
+""")
 
-FETCH = (
+FETCH = Script(
     _LIMIT
     + """
 -- KEYS: the pieces. ARGV: their names.
@@ -171,7 +172,7 @@ return pieces
 """
 )
 
-FORGET = f"""
+FORGET = Script(f"""
 -- KEYS: the log, the tickets by the names of their records, the pieces. ARGV: the records above the
 -- first and up to the second of two tickets are forgotten, and the pieces that the others name.
 for ticket = ARGV[1] + 1, ARGV[2] do
@@ -185,9 +186,9 @@ for place = 3, #ARGV do
   redis.call('HDEL', KEYS[3], ARGV[place])
 end
 return 0
-"""
+""")
 
-PROBE = """
+PROBE = Script("""
 -- KEYS: two keys of its own. ARGV: a channel. Does all that the others and the store do, to see
 -- whether it may. Leaves a list of one at the second key.
 redis.call('DEL', KEYS[1], KEYS[2])
@@ -210,6 +211,4 @@ redis.call('PEXPIRE', KEYS[2], 1000)
 redis.call('INFO', 'server')
 redis.call('PUBLISH', ARGV[1], '')
 return 0
-"""
-
-ALL = (READ, SWAP, ENTER, RECORDS, BEAT, PUBLISH, FETCH, FORGET, PROBE)
+""")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import secrets
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +12,7 @@ from urllib.parse import quote
 from redis import Redis
 from redis.cluster import RedisCluster
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from rdzv.dynamic_rendezvous.backend import (
@@ -34,11 +33,13 @@ from rdzv.errors import (
 from . import scripts
 from .connect import node_of
 from .errors import call
+from .wire import Command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from .connect import Client
+    from .wire import Argument, Script
 
 __all__ = ["Document", "RedisSession", "Run"]
 
@@ -58,6 +59,8 @@ _CONFIRM = 0.75
 
 _QUIET = 10.0
 """Seconds without a message after which the server is asked whether it is still there."""
+
+_HGET, _HMGET = Command("HGET"), Command("HMGET")
 
 
 class Run:
@@ -94,7 +97,6 @@ class Run:
         self.wait_replicas = wait_replicas
         self.confirm_within = confirm_within
         self.key = self.names(run_id, prefix)
-        self._digests = {script: _digest(script) for script in scripts.ALL}
 
     def connected(self) -> Run:
         """The same run over a connection of its own, where the client has a single server."""
@@ -114,33 +116,23 @@ class Run:
             with contextlib.suppress(RedisError, OSError, ValueError):
                 self.connection.disconnect()
 
-    def execute(self, script: str, keys: Sequence[str], args: Sequence[object]) -> Any:
+    def execute(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Any:
         """Execute one of the scripts."""
-        command = (len(keys), *keys, *args)
+        return self.ask(script, len(keys), *keys, *args)
 
-        def run() -> Any:
-            try:
-                return self._send("EVALSHA", self._digests[script], *command)
-            except NoScriptError:
-                # The server forgets them when it is told to, or restarted. This loads it, too.
-                return self._send("EVAL", script, *command)
-
-        return self.call(run)
-
-    def ask(self, *command: object) -> Any:
+    def ask(self, command: Command, *arguments: Argument) -> Any:
         """The answer to one command, as the server gives it."""
-        return self.call(lambda: self._send(*command))
+        return self.call(lambda: self._send(command, *arguments))
 
-    def _send(self, *command: object) -> Any:
+    def _send(self, command: Command, *arguments: Argument) -> Any:
         if self.connection is None:
-            return self.client.execute_command(*command)
-        # The client's own way takes twice the time. And it would connect again by itself: the
-        # engine has to know of that, since a store that failed over may have lost something.
+            return command.by(self.client, *arguments)
+        # It would connect again by itself: the engine has to know of that, since a store that
+        # failed over may have lost something.
         if self.closed:
             raise RedisConnectionError("it was closed")
         try:
-            self.connection.send_command(*command)
-            return self.connection.read_response()
+            return command.over(self.connection, *arguments)
         except (RedisConnectionError, RedisTimeoutError):
             self.close()
             raise
@@ -181,7 +173,7 @@ class Run:
         """See whether the user may do all that a run needs; raises where it may not."""
         name = secrets.token_hex(8)
         keys = [self.key("probe", name), self.key("probe", name, "list")]
-        self.call(lambda: self.client.eval(scripts.PROBE, len(keys), *keys, keys[0]))
+        self.call(lambda: scripts.PROBE.whole.by(self.client, len(keys), *keys, keys[0]))
         self.execute(scripts.PROBE, keys, keys[:1])
         self.call(lambda: self.client.blpop(keys[1:], 1))
         if self.wait_replicas:
@@ -222,7 +214,7 @@ class Document:
         known = "" if self.failovers is None else self.failovers
         # A token that is none of ours names nothing that is stored.
         expected = "" if token is None else token if isinstance(token, str) and token else "-"
-        args = [expected, REAL.new_id(), value, known, run.ttl_ms, self._channel]
+        args: list[Argument] = [expected, REAL.new_id(), value, known, run.ttl_ms, self._channel]
         found: list[Any] = run.execute(scripts.SWAP, [self._key], args)
         if not found:
             return None
@@ -404,7 +396,7 @@ class RedisSession(Session):
     def enter(self, record: bytes) -> int:
         run = self._run
         keys = [self._key("log"), self._key("tickets")]
-        args = [REAL.new_id(), record, run.ttl_ms, self._key("arrivals")]
+        args: list[Argument] = [REAL.new_id(), record, run.ttl_ms, self._key("arrivals")]
         return int(run.execute(scripts.ENTER, keys, args))
 
     def records(self, after: int) -> list[tuple[int, bytes | None]]:
@@ -428,7 +420,7 @@ class RedisSession(Session):
 
     def _tail(self) -> int:
         run = self._run
-        return _number(run.ask("HGET", self._key("log"), "tail") or b"0")
+        return _number(run.ask(_HGET, self._key("log"), "tail") or b"0")
 
     def bury(self, ticket: int) -> None:
         # A ticket and its record are one write here: there are no holes.
@@ -455,7 +447,7 @@ class RedisSession(Session):
         if not slots:
             return {}
         run = self._run
-        found = run.ask("HMGET", self._key("beats"), *slots)
+        found = run.ask(_HMGET, self._key("beats"), *slots)
         return {slot: _number(n or b"0") for slot, n in zip(slots, found, strict=True)}
 
     # ------------------------------------------------------------ pieces
@@ -476,17 +468,13 @@ class RedisSession(Session):
 
     def forget(self, after: int, upto: int, nonce: str, names: Sequence[str]) -> None:
         keys = [self._key(name) for name in ("log", "tickets", "pieces")]
-        args = [after, upto, *(f"{nonce}/{name}" for name in names)]
+        args: list[Argument] = [after, upto, *(f"{nonce}/{name}" for name in names)]
         self._run.execute(scripts.FORGET, keys, args)
 
     def close(self) -> None:
         self._run.close()
         for listener in list(self._listeners.values()):
             listener.close()
-
-
-def _digest(script: str) -> str:
-    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
 def _together(client: Redis, commands: Sequence[tuple[object, ...]]) -> list[Any]:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import operator
-import os
 import secrets
 import time
 from datetime import timedelta
-from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
-from weakref import WeakKeyDictionary
 
 import redis
-from redis.client import NEVER_DECODE
-from redis.exceptions import ClusterError, NoScriptError, RedisClusterException
+from redis.exceptions import ClusterError, RedisClusterException
 from torch.distributed import DistNetworkError, DistStoreError, QueueEmptyError, Store
+
+from .lanes import lanes_of
+from .store_scripts import store_scripts
+from .wire import Command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from redis.cluster import RedisCluster
+
+    from .wire import Argument
 
 __all__ = ["DEFAULT_TIMEOUT", "DEFAULT_TTL", "LARGEST_VALUE", "RedisStore"]
 
@@ -43,6 +44,8 @@ _TOUCHES = 8
 
 _CHUNK = 1000
 """Keys that one look of a wait takes."""
+
+_BLPOP = Command("BLPOP")
 
 _SMALLEST, _LARGEST = -(2**63), 2**63 - 1
 
@@ -124,10 +127,12 @@ class RedisStore(Store):
         self._prefix = prefix
         self._ttl = ttl
         self._base = prefix.encode()
-        self._values = self._base + b":values"
-        self._queues = self._base + b":queues"
-        self._scripts = _scripts(max(1, round(ttl * 1000)))
-        self._link = _links.setdefault(client, _Link())
+        values, queues = self._base + b":values", self._base + b":queues"
+        self._hget, self._hmget = Command("HGET", values), Command("HMGET", values)
+        self._hlen, self._hkeys = Command("HLEN", values), Command("HKEYS", values)
+        self._queue, self._is_queue = Command("HMGET", queues), Command("HEXISTS", queues)
+        self._scripts = store_scripts(self._base, max(1, round(ttl * 1000)))
+        self._lanes = lanes_of(client)
         self._touch_at = time.monotonic() + ttl / _TOUCHES
         self._pace = min(_PACE, (_socket_timeout(client) or 2 * _PACE) / 2)
         _alive.add(self)
@@ -146,10 +151,10 @@ class RedisStore(Store):
 
     def get(self, key: Data) -> bytes:
         name = _name(key)
-        value: bytes | None = self._ask("HGET", self._values, name)
+        value: bytes | None = self._ask(self._hget, name)
         if value is not None:
             return value
-        return self._get_all([name], lambda: [self._ask("HGET", self._values, name)])[0]
+        return self._get_all([name], lambda: [self._ask(self._hget, name)])[0]
 
     def add(self, key: Data, amount: int) -> int:
         try:
@@ -158,7 +163,7 @@ class RedisStore(Store):
             raise TypeError(f"The amount must be an int, not {type(amount).__name__}.") from exc
         if not _SMALLEST <= amount <= _LARGEST:
             raise TypeError(f"The amount {amount} does not fit into 64 bits.")
-        return int(self._change("add", _name(key), amount))
+        return int(self._change("add", _name(key), b"%d" % amount))
 
     def compare_set(self, key: Data, expected_value: Data, desired_value: Data) -> bytes:
         expected, desired = _value(expected_value), _value(desired_value)
@@ -174,16 +179,16 @@ class RedisStore(Store):
         return bool(self._change("delete_key", _name(key)) == b"1")
 
     def num_keys(self) -> int:
-        return int(self._ask("HLEN", self._values))
+        return int(self._ask(self._hlen))
 
     def list_keys(self) -> list[str]:
-        return [name.decode() for name in self._ask("HKEYS", self._values)]
+        return [name.decode() for name in self._ask(self._hkeys)]
 
     def multi_get(self, keys: Iterable[Data]) -> list[bytes]:
         names = _names(keys)
         if not names:
             return []
-        return self._get_all(names, lambda: self._ask("HMGET", self._values, *names))
+        return self._get_all(names, lambda: self._ask(self._hmget, *names))
 
     def multi_set(self, keys: Iterable[Data], values: Iterable[Data]) -> None:
         names = _names(keys)
@@ -219,7 +224,7 @@ class RedisStore(Store):
 
     def queue_len(self, key: Data) -> int:
         name = _name(key)
-        head, tail = self._ask("HMGET", self._queues, b"h" + name, b"t" + name)
+        head, tail = self._ask(self._queue, b"h" + name, b"t" + name)
         return int(tail or 0) - int(head or 0)
 
     # Waiting.
@@ -249,13 +254,10 @@ class RedisStore(Store):
             found = read()
             # As in TCPStore, the value of a key that has only a queue is empty.
             found = [
-                b"" if value is None and self._is_queue(name) else value
+                b"" if value is None and self._ask(self._is_queue, b"t" + name) else value
                 for name, value in zip(names, found, strict=True)
             ]
         return cast("list[bytes]", found)
-
-    def _is_queue(self, name: bytes) -> bool:
-        return bool(self._ask("HEXISTS", self._queues, b"t" + name))
 
     @property
     def _patience(self) -> int:
@@ -282,18 +284,18 @@ class RedisStore(Store):
                 + ", ".join("/" + name.decode(errors="replace") for name in wait.names)
             )
         seconds = max(0.001, min(left, self._pace))
-        self._ask("BLPOP", b"%b:wake:%b" % (self._base, wait.waiter.encode()), f"{seconds:.3f}")
+        self._ask(_BLPOP, b"%b:wake:%b" % (self._base, wait.waiter.encode()), f"{seconds:.3f}")
 
     # Talking to the server.
 
-    def _change(self, name: str, *arguments: bytes | str | int) -> Any:
-        return self._do(self._link.change, self._scripts[name], self._base, arguments)
+    def _change(self, name: str, *arguments: Argument) -> Any:
+        return self._do(self._lanes.change, self._scripts[name], *arguments)
 
-    def _run(self, name: str, *arguments: bytes | str | int) -> Any:
-        return self._do(self._link.run, self._scripts[name], self._base, arguments)
+    def _run(self, name: str, *arguments: Argument) -> Any:
+        return self._do(self._lanes.call, self._scripts[name], *arguments)
 
-    def _ask(self, *command: bytes | str) -> Any:
-        return self._do(self._link.call, command)
+    def _ask(self, command: Command, *arguments: Argument) -> Any:
+        return self._do(self._lanes.call, command, *arguments)
 
     def _do(self, operation: Callable[..., Any], *arguments: Any) -> Any:
         """Do something on the link; the one place where the client's errors become torch's.
@@ -349,119 +351,9 @@ class _Wait:
         self.waiter = secrets.token_hex(8)
 
 
-class _Lane:
-    """One caller at a time: a connection of its own, and the numbers of its changes."""
-
-    def __init__(self) -> None:
-        self.name = secrets.token_hex(8)
-        self.number = 0
-        self.connection: Any = None
-
-
-class _Link:
-    """The lanes of one client, shared by the stores on it.
-
-    redis-py's way through the pool, its hooks and its retries costs more than the
-    server takes. A lane keeps its connection and goes this way only if something
-    went wrong, and always where the client is a cluster's.
-    """
-
-    def __init__(self) -> None:
-        # Taking from a list and putting back is atomic, so no lock is carried through a fork.
-        self.idle: list[_Lane] = []
-
-    def call(self, client: Any, command: tuple[Any, ...]) -> Any:
-        """Carry out a command that may be repeated, and return its answer undecoded.
-
-        Raises:
-            redis.RedisError: As redis-py raises it.
-        """
-        lane = self._take()
-        try:
-            return self._send(client, lane, command)
-        finally:
-            self.idle.append(lane)
-
-    def run(
-        self, client: Any, script: _Script, base: bytes, arguments: tuple[bytes | str | int, ...]
-    ) -> Any:
-        """Carry out a script that may be repeated.
-
-        Raises:
-            redis.RedisError: As redis-py raises it.
-        """
-        lane = self._take()
-        try:
-            return self._evaluate(client, lane, script, (1, base, *arguments))
-        finally:
-            self.idle.append(lane)
-
-    def change(
-        self, client: Any, script: _Script, base: bytes, arguments: tuple[bytes | str | int, ...]
-    ) -> Any:
-        """Carry out a script that changes something, once.
-
-        Raises:
-            redis.RedisError: As redis-py raises it.
-        """
-        lane = self._take()
-        lane.number += 1
-        try:
-            return self._evaluate(
-                client, lane, script, (1, base, lane.name, lane.number, *arguments)
-            )
-        finally:
-            self.idle.append(lane)
-
-    def _evaluate(
-        self, client: Any, lane: _Lane, script: _Script, arguments: tuple[Any, ...]
-    ) -> Any:
-        try:
-            return self._send(client, lane, ("EVALSHA", script.sha, *arguments))
-        except NoScriptError:
-            return self._send(client, lane, ("EVAL", script.source, *arguments))
-
-    def _take(self) -> _Lane:
-        try:
-            return self.idle.pop()
-        except IndexError:
-            return _Lane()
-
-    @staticmethod
-    def _send(client: Any, lane: _Lane, command: tuple[Any, ...]) -> Any:
-        pool = getattr(client, "connection_pool", None)
-        if pool is not None:
-            connection = lane.connection
-            if connection is None:
-                connection = lane.connection = pool.get_connection()
-            try:
-                connection.send_command(*command, check_health=False)
-                return connection.read_response(disable_decoding=True)
-            except redis.ResponseError:
-                raise
-            except BaseException as exc:
-                # An answer may still be under way, which must not reach the next caller.
-                lane.connection = None
-                connection.disconnect()
-                pool.release(connection)
-                if not isinstance(exc, redis.ConnectionError | redis.TimeoutError):
-                    raise
-        return client.execute_command(*command, **{NEVER_DECODE: True})
-
-
 _UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, ClusterError, RedisClusterException)
 
-_links: WeakKeyDictionary[Any, _Link] = WeakKeyDictionary()
 _alive: set[RedisStore] = set()
-
-
-def _after_fork() -> None:
-    """In a forked child: the connections are the parent's, and so are the lanes' names."""
-    for link in list(_links.values()):
-        link.idle = []
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 def _settings(client: Any) -> dict[str, Any]:
@@ -514,190 +406,3 @@ def _listed(data: Iterable[Data]) -> list[Data]:
 
 def _names(keys: Iterable[Data]) -> list[bytes]:
     return [_name(key) for key in _listed(keys)]
-
-
-class _Script:
-    """A script and the digest by which the server knows it."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-
-
-# The keys are named in the scripts, not handed to them one by one: all begin
-# with KEYS[1] and are in its slot. TTL stands for the time to live. The scripts
-# are put together from pieces of text: making functions costs Lua more time than
-# the commands take.
-_KEYS = """
-local base = KEYS[1]
-local values, queues, once = base .. ':values', base .. ':queues', base .. ':once'
-"""
-
-# A change is [lane, number, name, ...]. The server keeps the last number of each
-# lane with its answer: what is sent again gets the same one. The first sending
-# may come after the second, out of a connection that was given up while the
-# server was paused; then it has an old number, or nobody hears its answer.
-_CHANGE = """
-local lane, number, name = ARGV[1], ARGV[2], ARGV[3]
-local last = redis.call('HGET', once, lane)
-if last then
-  local colon = string.find(last, ':', 1, true)
-  local before = tonumber(string.sub(last, 1, colon - 1))
-  if before == tonumber(number) then return string.sub(last, colon + 1) end
-  if before > tonumber(number) then return redis.error_reply('ERR this change comes too late') end
-end
-"""
-
-_WAKE = """
-local waiting = base .. ':waiting:' .. name
-local waiters = redis.call('SMEMBERS', waiting)
-if #waiters > 0 then
-  redis.call('DEL', waiting)
-  for _, waiter in ipairs(waiters) do
-    redis.call('RPUSH', base .. ':wake:' .. waiter, '')
-    redis.call('PEXPIRE', base .. ':wake:' .. waiter, 10000)
-  end
-end
-"""
-
-_WAIT = """
-redis.call('SADD', base .. ':waiting:' .. name, waiter)
-redis.call('PEXPIRE', base .. ':waiting:' .. name, patience)
-"""
-
-
-def _keep(key: str) -> str:
-    return f"if redis.call('PTTL', {key}) < 0 then redis.call('PEXPIRE', {key}, TTL) end\n"
-
-
-def _put(value: str) -> str:
-    return f"""
-if redis.call('HSET', values, name, {value}) == 1 then
-  {_keep("values")}
-end
-{_WAKE}
-"""
-
-
-def _done(answer: str) -> str:
-    return f"""
-if redis.call('HSET', once, lane, number .. ':' .. {answer}) == 1 then
-  {_keep("once")}
-end
-return {answer}
-"""
-
-
-_SCRIPTS = {
-    "set": f"""
-{_CHANGE}
-for i = 3, #ARGV, 2 do
-  name = ARGV[i]
-  {_put("ARGV[i + 1]")}
-end
-{_done("''")}
-""",
-    # Lua's numbers have 53 bits; a larger one is read as text. What is added to a
-    # key that is not there is the amount itself.
-    "add": f"""
-{_CHANGE}
-local answer = redis.pcall('HINCRBY', values, name, ARGV[4])
-if type(answer) == 'table' then return answer end
-if answer < 1e15 and answer > -1e15 then
-  answer = string.format('%d', answer)
-else
-  answer = redis.call('HGET', values, name)
-end
-if answer == ARGV[4] then
-  {_keep("values")}
-end
-{_WAKE}
-{_done("answer")}
-""",
-    # What is answered begins with how it ended. One that lost is recorded too: sent
-    # twice, it must not win the second time.
-    "compare_set": f"""
-{_CHANGE}
-local current = redis.call('HGET', values, name)
-local answer
-if current and current ~= ARGV[4] then
-  answer = 'c' .. current
-elseif not current and ARGV[4] ~= '' then
-  answer = 'e'
-else
-  {_put("ARGV[5]")}
-  answer = 'd'
-end
-{_done("answer")}
-""",
-    "append": f"""
-{_CHANGE}
-local value = redis.call('HGET', values, name) or ''
-if #value + #ARGV[4] > tonumber(ARGV[5]) then
-  return redis.error_reply('ERR the value would have more than ' .. ARGV[5] .. ' bytes')
-end
-{_put("value .. ARGV[4]")}
-{_done("''")}
-""",
-    "delete_key": f"""
-{_CHANGE}
-local deleted = tostring(redis.call('HDEL', values, name))
-{_done("deleted")}
-""",
-    # A queue is two counters, its head and its tail, and the items between them.
-    "push": f"""
-{_CHANGE}
-local tail = redis.call('HINCRBY', queues, 't' .. name, 1)
-redis.call('HSET', queues, 'i' .. tail .. ':' .. name, ARGV[4])
-if tail == 1 then
-  {_keep("queues")}
-end
-{_WAKE}
-{_done("''")}
-""",
-    "pop": f"""
-{_CHANGE}
-local answer
-local tail = redis.call('HGET', queues, 't' .. name)
-if tail then
-  local head = redis.call('HINCRBY', queues, 'h' .. name, 1)
-  local place = 'i' .. head .. ':' .. name
-  answer = 'i' .. redis.call('HGET', queues, place)
-  redis.call('HDEL', queues, place)
-  if head == tonumber(tail) then redis.call('HDEL', queues, 'h' .. name, 't' .. name) end
-else
-  answer = 'n'
-  if ARGV[4] then
-    local waiter, patience = ARGV[4], ARGV[5]
-    {_WAIT}
-  end
-end
-{_done("answer")}
-""",
-    "look": f"""
-local waiter, patience = ARGV[1], ARGV[2]
-for i = 3, #ARGV do
-  local name = ARGV[i]
-  if redis.call('HEXISTS', values, name) + redis.call('HEXISTS', queues, 't' .. name) == 0 then
-    if waiter ~= '' then
-      {_WAIT}
-    end
-    return i - 3
-  end
-end
-return -1
-""",
-    "touch": """
-for _, key in ipairs({values, queues, once}) do redis.call('PEXPIRE', key, TTL) end
-return 0
-""",
-}
-
-
-@cache
-def _scripts(ttl: int) -> dict[str, _Script]:
-    """The scripts for a time to live in milliseconds."""
-    return {
-        name: _Script((_KEYS + source).replace("TTL)", f"{ttl})"))
-        for name, source in _SCRIPTS.items()
-    }
