@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -42,6 +43,7 @@ class Watched(EtcdClient):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.asked: list[str] = []
+        self.askers: Counter[int | None] = Counter()
         self.watches: list[tuple[bytes, bytes]] = []
         self.opened = threading.Condition()
         self.faults: list[Callable[[Callable[[], seam.Txn]], None] | None] = []
@@ -52,6 +54,7 @@ class Watched(EtcdClient):
 
     def txn(self, compare, success, failure=()):
         self.asked.append("txn")
+        self.askers[threading.get_ident()] += 1
         if any(not isinstance(op, Get) for op in success) and self.faults:
             fault = self.faults.pop(0)
             if fault is not None:
@@ -188,6 +191,28 @@ def test_the_first_write_of_a_run_makes_the_lease_and_the_others_use_it(watched,
     watched.asked.clear()
     stores[1].set("key", "1")
     assert watched.asked == ["range", "txn"]
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_many_keys_are_read_as_a_range_where_little_else_is_in_it(watched, store, other, dense):
+    keys = [f"key/{number:04}" for number in range(1500)]
+    other.multi_set(keys[:-1], keys[:-1])
+    if not dense:
+        other.multi_set([f"{key}-" for key in keys], keys)
+    other.queue_push(keys[-1], "item")
+    wanted = [*keys[::-1], keys[7]]
+    assert store.multi_get(wanted) == [b"", *(key.encode() for key in wanted[1:])]
+    assert watched.asked == (["range"] * 3 if dense else ["range"] + ["txn"] * 12)
+
+
+def test_those_that_are_missing_among_many_are_waited_for(watched, store, other):
+    keys = [f"key/{number}" for number in range(600)]
+    other.multi_set(keys[10:], keys[10:])
+    thread, answers = in_thread(lambda: store.multi_get(keys))
+    watched.wait_for_watches(1)
+    other.multi_set(keys[:10], keys[:10])
+    thread.join(LIMIT)
+    assert answers == [[key.encode() for key in keys]]
 
 
 # Waiting.
@@ -434,7 +459,7 @@ def test_adding_beyond_64_bits_is_a_store_error(store, other):
 
 def test_a_server_that_is_not_there_is_a_network_error_without_the_password():
     with EtcdServer(durable=False) as server:
-        client = opened(server, username="eve", password="hush-hush")
+        client = opened(server, username="eve", password="hush-hush", timeout=0.5)
         store = EtcdStore(client, "x", SOON, retry_timeout=timedelta(seconds=0.1))
         store.set("key", "1")
     operations: list[Callable[[], object]] = [
@@ -664,7 +689,7 @@ def test_a_paused_server_has_nothing_applied_twice(own):
         ]
         # Each has been without an answer once at least, and asks again.
         deadline = time.monotonic() + LIMIT
-        while len(client.asked) < 20:
+        while not all(client.askers[thread.ident] > 1 for thread, _ in threads):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         own.resume()

@@ -52,6 +52,10 @@ _OVERHEAD = 64
 _FEW = 8
 """Keys that are looked at together after the one that was waited for has come."""
 
+_MANY, _DENSE, _PAGE = 256, 1.25, 1024
+"""More keys than the first may be read as a range, if there are no more than the second times as
+many in it; so many at once."""
+
 _CACHED = 4096
 """Bytes of the largest value that is remembered."""
 
@@ -271,21 +275,13 @@ class EtcdStore(Store):
         missing = list(range(len(names)))
         wait = None
         while True:
-            still: list[int] = []
-            revision = 0
-            for some in _parts(missing, lambda index: 2 * len(names[index])):
-                gets = [self._look_at(names[index]) for index in some]
-                answer = self._link.read(gets, self._limit)
-                for index, result in zip(some, answer.results, strict=True):
-                    kvs = cast("Range", result).kvs
-                    if kvs:
-                        found[index] = self._data(kvs[0])
-                    else:
-                        revision = revision or answer.revision
-                        still.append(index)
-            if not still:
+            read = self._read_span if len(missing) > _MANY else self._read_each
+            kvs, revision = read([names[index] for index in missing])
+            for index, kv in zip(missing, kvs, strict=True):
+                found[index] = None if kv is None else self._data(kv)
+            missing = [index for index in missing if found[index] is None]
+            if not missing:
                 return cast("list[bytes]", found)
-            missing = still
             wait = wait or Wait(self.timeout, names)
             self._wait_for(wait, [names[index] for index in missing], revision)
 
@@ -488,6 +484,36 @@ class EtcdStore(Store):
         """Read a value, or if there is none the queue of its name."""
         value = self._keys.value(name)
         return Get(value, value + SEEN_END, limit=0 if count else 1, count_only=count)
+
+    def _read_each(self, names: list[bytes]) -> tuple[list[KeyValue | None], int]:
+        """Read values key by key, and the revision at which the first one was missing."""
+        found: list[KeyValue | None] = []
+        revision = 0
+        for some in _parts(names, lambda name: 2 * len(name)):
+            answer = self._link.read([self._look_at(name) for name in some], self._limit)
+            for result in answer.results:
+                kvs = cast("Range", result).kvs
+                found.append(kvs[0] if kvs else None)
+                revision = revision or (0 if kvs else answer.revision)
+        return found, revision
+
+    def _read_span(self, names: list[bytes]) -> tuple[list[KeyValue | None], int]:
+        """Read values with all that are between them, if those are few: it is much quicker."""
+        keys = [self._keys.value(name) for name in names]
+        start, end = min(keys), max(keys) + SEEN_END
+        span = self._link.range(Get(start, end, count_only=True), self._limit)
+        if span.count > len(keys) * _DENSE:
+            return self._read_each(names)
+        found: dict[bytes, KeyValue] = {}
+        more = True
+        while more:
+            page = self._link.range(Get(start, end, limit=_PAGE), self._limit)
+            found.update((kv.key, kv) for kv in page.kvs)
+            more = page.more
+            if more:
+                start = page.kvs[-1].key + b"\0"
+        # What was missing in a later page has perhaps come since; then a watch tells it again.
+        return [found.get(key) or found.get(key + QUEUE) for key in keys], span.revision
 
     @staticmethod
     def _data(kv: KeyValue) -> bytes:
