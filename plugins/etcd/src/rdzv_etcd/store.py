@@ -59,7 +59,7 @@ many in it; so many at once."""
 _CACHED = 4096
 """Bytes of the largest value that is remembered."""
 
-_REQUESTS, _LONGEST_BACKOFF = 4, 0.5
+_REQUESTS, _LONGEST_BACKOFF = 2, 0.5
 """How long one whose attempts others have spoiled holds back at first, in times that a request
 takes; and the most, in seconds."""
 
