@@ -700,6 +700,59 @@ def test_a_paused_server_has_nothing_applied_twice(own):
         assert store.queue_len("queue") == 0
 
 
+def test_threads_go_on_through_kills_and_pauses_and_nothing_is_lost_or_doubled(own):
+    rounds, count = 30, 4
+    numbers: list[int] = []
+    taken: list[bytes] = []
+    errors: list[BaseException] = []
+    progress = threading.Condition()
+
+    def work(store, worker: int) -> None:
+        try:
+            for number in range(rounds):
+                found = store.add("n", 1)
+                store.append("text", "x")
+                store.queue_push("queue", f"{worker}/{number}")
+                item = store.queue_pop("queue")
+                with progress:
+                    numbers.append(found)
+                    taken.append(item)
+                    progress.notify_all()
+        except Exception as exc:  # noqa: BLE001 - the test looks at it.
+            with progress:
+                errors.append(exc)
+                progress.notify_all()
+
+    with contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(contextlib.closing(EtcdClient(own.endpoint, timeout=0.5)))
+            for _ in range(count)
+        ]
+        stores = [EtcdStore(client, "x", timedelta(seconds=LIMIT)) for client in clients]
+        threads = [threading.Thread(target=work, args=pair[::-1]) for pair in enumerate(stores)]
+        for thread in threads:
+            thread.start()
+        for trouble in range(1, 9):
+            with progress:
+                while not errors and len(numbers) < trouble * 10:
+                    assert progress.wait(LIMIT)
+            if trouble % 2:
+                own.kill()
+                own.restart()
+            else:
+                own.pause()
+                time.sleep(0.6)  # Longer than a client waits for its answer.
+                own.resume()
+        for thread in threads:
+            thread.join(2 * LIMIT)
+        assert not errors
+        assert sorted(numbers) == list(range(1, rounds * count + 1))
+        assert stores[0].get("text") == b"x" * rounds * count
+        assert sorted(taken) == sorted(
+            f"{worker}/{number}".encode() for worker in range(count) for number in range(rounds)
+        )
+
+
 # Processes.
 
 
