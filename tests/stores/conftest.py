@@ -10,6 +10,8 @@ from typing import TypeAlias
 import pytest
 from torch.distributed import PrefixStore, Store, TCPStore
 
+from rdzv_etcd.server import EtcdServer
+from rdzv_etcd.store import EtcdStore
 from rdzv_redis.server import RedisServer
 from rdzv_redis.store import RedisStore
 
@@ -41,6 +43,30 @@ def open_redis(redis_client) -> Open:
     return open_store
 
 
+@pytest.fixture(scope="session")
+def etcd_server():
+    # One value of the cases is larger than what etcd takes unless it is told to.
+    with EtcdServer(durable=False, settings={"max-request-bytes": 16 << 20}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def etcd_client(etcd_server):
+    client = etcd_server.get_client()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def open_etcd(etcd_client) -> Open:
+    prefix = f"/test/{next(_numbers)}"
+
+    def open_store(timeout: float = 20.0) -> EtcdStore:
+        return EtcdStore(etcd_client, prefix, timedelta(seconds=timeout))
+
+    return open_store
+
+
 @pytest.fixture
 def open_tcp() -> Open:
     host = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -55,7 +81,7 @@ def open_tcp() -> Open:
 
 
 # A further kind of store is a fixture open_<kind> and its name here.
-KINDS = ("tcp", "redis")
+KINDS = ("tcp", "redis", "etcd")
 
 
 def _prefixed(open_plain: Open) -> Open:

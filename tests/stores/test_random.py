@@ -1,4 +1,4 @@
-"""Random sequences of operations answer alike on RedisStore, HashStore and TCPStore."""
+"""Random sequences of operations answer alike on the stores in Python, on HashStore and on TCPStore."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.distributed import DistStoreError, HashStore, QueueEmptyError
+
+from .conftest import KINDS
 
 KEYS = st.sampled_from(["a", "b", "c"])
 VALUES = st.one_of(st.sampled_from([b"", b"0", b"7", b"x"]), st.binary(max_size=4))
@@ -50,23 +52,24 @@ def answer(store, operation, *arguments) -> object:
 
 
 @pytest.mark.parametrize("other", ["hash", "tcp"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "tcp"])
 @settings(
     max_examples=60,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(operations=st.lists(OPERATIONS, max_size=30))
-def test_any_sequence_of_operations_answers_alike(request, open_redis, open_tcp, other, operations):
-    redis_store = open_redis(2.0)
+def test_any_sequence_of_operations_answers_alike(request, kind, open_tcp, other, operations):
+    store = request.getfixturevalue(f"open_{kind}")(2.0)
     model = HashStore() if other == "hash" else open_tcp(2.0)
     model.set_timeout(timedelta(seconds=2))
     try:
         for operation in operations:
-            assert answer(redis_store, *operation) == answer(model, *operation), operation
+            assert answer(store, *operation) == answer(model, *operation), operation
     finally:
-        for store in (redis_store, model):
-            for key in store.list_keys():
-                store.delete_key(key)
+        for each in (store, model):
+            for key in each.list_keys():
+                each.delete_key(key)
             for key in ("a", "b", "c"):
-                while store.queue_len(key):
-                    store.queue_pop(key)
+                while each.queue_len(key):
+                    each.queue_pop(key)
