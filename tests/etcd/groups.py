@@ -204,4 +204,3 @@ def refuses(handler: RendezvousHandler, error: type[RendezvousError]) -> bool:
 def waiting(handlers: Iterable[RendezvousHandler]) -> list[int]:
     """What they say of nodes that wait."""
     return [handler.num_nodes_waiting() for handler in handlers]
-

@@ -36,11 +36,11 @@ def program(kind: str) -> str:
 
 
 def put(server: EtcdServer, key: str, value: str, **options: Any) -> None:
-    _ask(server, "/v3/kv/put", {"key": _coded(key), "value": _coded(value)}, **options)
+    ask(server, "/v3/kv/put", {"key": _coded(key), "value": _coded(value)}, **options)
 
 
 def get(server: EtcdServer, key: str, **options: Any) -> str | None:
-    found = _ask(server, "/v3/kv/range", {"key": _coded(key)}, **options)
+    found = ask(server, "/v3/kv/range", {"key": _coded(key)}, **options)
     values = found.get("kvs", [])
     return base64.b64decode(values[0]["value"]).decode() if values else None
 
@@ -49,7 +49,7 @@ def _coded(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-def _ask(
+def ask(
     server: EtcdServer,
     path: str,
     question: dict[str, Any],
@@ -73,4 +73,4 @@ def _ask(
 
 def compact(server: EtcdServer, revision: int) -> None:
     """Have the server forget what was before a revision."""
-    _ask(server, "/v3/kv/compaction", {"revision": revision, "physical": True})
+    ask(server, "/v3/kv/compaction", {"revision": revision, "physical": True})

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
-from rdzv import RendezvousHandler
-from rdzv.errors import RendezvousConnectionError, RendezvousError, RendezvousStateError
+from rdzv.errors import RendezvousConnectionError, RendezvousStateError
 from rdzv_etcd import seam
 from rdzv_etcd.client import EtcdClient
 from rdzv_etcd.seam import Get
@@ -26,7 +23,6 @@ from ..faults.conftest import Cluster, Nursery
 from ..local_servers import LIMIT
 from .groups import (
     Group,
-    Place,
     assert_one_group,
     eventually,
     joining,
@@ -35,7 +31,7 @@ from .groups import (
     settled,
     waiting,
 )
-from .servers import _ask, compact, distro
+from .servers import ask, compact, distro
 
 BROKE = "The connection to the store broke"
 
@@ -412,8 +408,8 @@ def make_room(server: EtcdServer) -> None:
     with contextlib.closing(server.get_client()) as client:
         client.delete(b"/other/", b"/other0")
         compact(server, client.range(Get(b"/other")).revision)
-    _ask(server, "/v3/maintenance/defragment", {}, timeout=LIMIT)
-    _ask(server, "/v3/maintenance/alarm", {"action": "DEACTIVATE", "alarm": "NOSPACE"})
+    ask(server, "/v3/maintenance/defragment", {}, timeout=LIMIT)
+    ask(server, "/v3/maintenance/alarm", {"action": "DEACTIVATE", "alarm": "NOSPACE"})
 
 
 def test_a_full_database_is_a_clear_error_once_patience_is_over(small, group):
