@@ -17,7 +17,9 @@ import pytest
 from rdzv import RendezvousParameters, get_rendezvous_handler
 from rdzv.errors import RendezvousConnectionError
 from rdzv_etcd.backend import EtcdRendezvousBackend, create_backend
+from rdzv_etcd.client import EtcdClient
 from rdzv_etcd.server import EtcdServer
+from rdzv_etcd.session import EtcdSession
 from rdzv_etcd.store import EtcdStore
 from rdzv_etcd.testing import EtcdCluster
 
@@ -106,13 +108,13 @@ def test_all_settings_reach_what_they_are_for(server):
     )
     assert backend.run.root().startswith("/jobs/mine/")
     assert backend.run.ttl == 60
-    assert backend.open_session()._lease_ttl == 4
-    assert backend.run.client.timeout == 3
+    session, client = backend.open_session(), backend.run.client
+    assert isinstance(session, EtcdSession)
+    assert isinstance(client, EtcdClient)
+    assert (session._lease_ttl, client.timeout) == (4, 3)
     assert store.timeout.total_seconds() == 7
     store.set("key", "value")
-    client = server.get_client()
     assert client.lease_grant(1, backend.run.lease).ttl == 60
-    client.close()
 
 
 def test_a_name_that_a_run_may_have_is_no_other_runs(server):

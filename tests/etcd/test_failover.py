@@ -8,10 +8,12 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
+from rdzv import RendezvousHandler
 from rdzv.errors import RendezvousConnectionError, RendezvousStateError
 from rdzv_etcd import seam
 from rdzv_etcd.client import EtcdClient
@@ -104,7 +106,8 @@ def role(request) -> str:
 
 @pytest.fixture(params=["killed", "paused"])
 def trouble(request, cluster) -> Callable[[int], None]:
-    return {"killed": cluster.kill, "paused": cluster.pause}[request.param]
+    actions: dict[str, Callable[[int], None]] = {"killed": cluster.kill, "paused": cluster.pause}
+    return actions[str(request.param)]
 
 
 def test_a_healthy_round_outlives_a_member(cluster, client, group, role, trouble):
@@ -299,23 +302,21 @@ def test_nodes_that_wait_while_all_leases_end_form_a_round_of_all(server, one, g
     settled(handlers, futures + joining(handlers[2]))
 
 
-def ended_leases(client: EtcdClient, leases: set[int]) -> None:
-    for lease in leases:
-        client.lease_revoke(lease)
-
-
-@pytest.mark.parametrize("early", [2, 3])
-def test_a_lease_that_somebody_ended_is_made_anew_before_the_next_round(server, one, group, early):
-    run = group(server.endpoint, keep_alive_interval=0.3)
-    handlers = run.add(3, 2, 3, last_call_timeout=LIMIT)
-    futures = joining(*handlers[:early])
-    run.wait_for(one, early)
-    if early == 3:
+@pytest.mark.parametrize("count", [2, 3])
+def test_leases_that_somebody_ended_are_made_anew(server, one, group, count):
+    run = group(server.endpoint, last_call_timeout=LIMIT)
+    handlers = run.add(count, 2, 3)
+    futures = joining(*handlers)
+    eventually(lambda: len(run.leases(one)) == count)
+    if count == 3:
         assert_one_group(places(futures), 3)
-    eventually(lambda: len(run.leases(one)) == early)
+    before = run.leases(one)
+    # All at once, as where etcd was away; one alone would be a death.
     server.pause()
     server.resume()
-    eventually(lambda: len(run.leases(one)) == early)
+    for lease in before:
+        one.lease_revoke(lease)
+    eventually(lambda: len(run.leases(one) - before) >= count)
 
 
 # ---------------------------------------------------------------- lost data
@@ -328,12 +329,18 @@ def lose_data(server: EtcdServer) -> None:
     server.restart()
 
 
+def assert_all_refuse(handlers: list[RendezvousHandler]) -> None:
+    """All of them are told that the state was lost."""
+    for handler in handlers:
+        eventually(partial(refuses, handler, RendezvousStateError), "nobody has told the node")
+
+
 def test_a_server_that_lost_everything_ends_nodes_in_a_round(server, group):
     run = group(server.endpoint)
     handlers = run.formed(3, 2, 4)
     lose_data(server)
+    assert_all_refuse(handlers)
     for handler in handlers:
-        eventually(lambda handler=handler: refuses(handler, RendezvousStateError))
         with pytest.raises(RendezvousStateError, match="Start the job again on all nodes"):
             handler.num_nodes_waiting()
 
@@ -355,8 +362,7 @@ def test_a_run_that_begins_again_on_an_empty_server_has_nobody_of_the_old_one(se
     lose_data(server)
     new = run.add(2, 2, 3)
     assert assert_one_group(places(joining(*new)), 2) == 1
-    for handler in old:
-        eventually(lambda handler=handler: refuses(handler, RendezvousStateError))
+    assert_all_refuse(old)
     assert waiting(new) == [0, 0]
 
 
@@ -365,12 +371,17 @@ def test_keys_that_somebody_deleted_end_nodes(server, one, group):
     handlers = run.formed(2, 2, 3)
     root = run.root("").encode()
     one.delete(root, seam.prefix_end(root))
-    for handler in handlers:
-        eventually(lambda handler=handler: refuses(handler, RendezvousStateError))
+    assert_all_refuse(handlers)
 
 
-def test_keys_that_were_restored_from_an_older_copy_end_nodes(server, one, group):
-    run = group(server.endpoint)
+def test_keys_that_were_restored_from_an_older_copy_end_nodes(group, caplog):
+    with EtcdServer(durable=False) as server:
+        restored(server, group(server.endpoint))
+    # They may have missed slots that the copy does not have yet.
+    caplog.clear()
+
+
+def restored(server: EtcdServer, run: Group) -> None:
     handlers = run.formed(2, 2, 3)
     server.kill()
     shutil.copytree(server.data_dir / "etcd", server.data_dir / "copy")
@@ -380,8 +391,7 @@ def test_keys_that_were_restored_from_an_older_copy_end_nodes(server, one, group
     shutil.rmtree(server.data_dir / "etcd")
     (server.data_dir / "copy").rename(server.data_dir / "etcd")
     server.restart()
-    for handler in handlers:
-        eventually(lambda handler=handler: refuses(handler, RendezvousStateError))
+    assert_all_refuse(handlers)
 
 
 # ---------------------------------------------------------------- a full database
@@ -398,9 +408,16 @@ def small(binary) -> Iterator[EtcdServer]:
 
 
 def fill(server: EtcdServer) -> None:
-    with contextlib.closing(server.get_client()) as client, pytest.raises(seam.NoSpaceError):
-        for number in range(1000):
-            client.put(b"/other/%d" % (number % 2), bytes(QUOTA // 20))
+    with contextlib.closing(server.get_client()) as filler:
+
+        def is_full(number: int) -> bool:
+            try:
+                filler.put(b"/other/%d" % (number % 2), bytes(QUOTA // 20))
+            except seam.NoSpaceError:
+                return True
+            return False
+
+        assert any(map(is_full, range(1000)))
 
 
 def make_room(server: EtcdServer) -> None:
@@ -409,7 +426,9 @@ def make_room(server: EtcdServer) -> None:
         client.delete(b"/other/", b"/other0")
         compact(server, client.range(Get(b"/other")).revision)
     ask(server, "/v3/maintenance/defragment", {}, timeout=LIMIT)
-    ask(server, "/v3/maintenance/alarm", {"action": "DEACTIVATE", "alarm": "NOSPACE"})
+    raised = ask(server, "/v3/maintenance/alarm", {"action": "GET", "alarm": "NOSPACE"})
+    for alarm in raised["alarms"]:
+        ask(server, "/v3/maintenance/alarm", {"action": "DEACTIVATE", **alarm})
 
 
 def test_a_full_database_is_a_clear_error_once_patience_is_over(small, group):
@@ -420,8 +439,8 @@ def test_a_full_database_is_a_clear_error_once_patience_is_over(small, group):
     error = future.exception(LIMIT)
     assert isinstance(error, RendezvousConnectionError)
     assert "alarm disarm" in str(error)
-    # It is said once.
-    assert str(error).count("disarm") == 1, error
+    # It is said once: the rest is where it was met.
+    assert str(error).count("etcdctl compact") == 1, error
     make_room(small)
 
 

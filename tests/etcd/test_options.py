@@ -63,7 +63,8 @@ def test_tls_is_said_by_the_endpoint_or_the_protocol(endpoint, settings, tls):
 @pytest.mark.parametrize("name", ["ca_cert", "ssl_cert"])
 def test_a_file_for_tls_switches_it_on(tmp_path, name):
     (tmp_path / "file").touch()
-    read = options("a", **{name: str(tmp_path / "file")})
+    given = {name: str(tmp_path / "file")}
+    read = options("a", None, **given)
     assert read.tls
     assert getattr(read, name) == str(tmp_path / "file")
 
