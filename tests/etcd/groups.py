@@ -119,7 +119,7 @@ class Group:
         interval = self.settings["keep_alive_interval"]
         silence = -int(-interval * self.settings["keep_alive_max_attempt"] // 1)
         mine = client.lease_grant(silence).id
-        key = f"/other/{mine}".encode()
+        key = self.root("other", str(mine)).encode()
         client.put(key, b"", mine)
         eventually(lambda: not client.range(Get(key)).kvs, "etcd keeps a lease")
         eventually(lambda: len(self.leases(client)) >= count, "the nodes do not beat")
