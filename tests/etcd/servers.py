@@ -74,3 +74,31 @@ def ask(
 def compact(server: EtcdServer, revision: int) -> None:
     """Have the server forget what was before a revision."""
     ask(server, "/v3/kv/compaction", {"revision": revision, "physical": True})
+
+
+class Users:
+    """Users of a server: everything but ``root``'s own rights is limited to a prefix."""
+
+    ROOT = "root-s3cr3t"
+
+    def __init__(self, server: EtcdServer, tls: ssl.SSLContext | None = None) -> None:
+        self._server = server
+        self._tls = tls
+        self._ask("user/add", name="root", password=self.ROOT)
+        self._ask("user/grant", user="root", role="root")
+
+    def add(self, name: str, password: str, prefix: str, may: str = "READWRITE") -> None:
+        """A user who may read and write what begins with a prefix, or one of both."""
+        end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        rights = {"permType": may, "key": _coded(prefix), "range_end": _coded(end)}
+        self._ask("role/add", name=f"of {name}")
+        self._ask("role/grant", name=f"of {name}", perm=rights)
+        self._ask("user/add", name=name, password=password)
+        self._ask("user/grant", user=name, role=f"of {name}")
+
+    def enable(self) -> None:
+        """From now on everybody has to log in."""
+        self._ask("enable")
+
+    def _ask(self, path: str, **question: Any) -> None:
+        ask(self._server, f"/v3/auth/{path}", question, tls=self._tls)

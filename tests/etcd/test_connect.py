@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 import socket
 import threading
@@ -25,7 +24,7 @@ from rdzv_etcd.testing import EtcdCluster
 
 from ..local_servers import LIMIT
 from .groups import Group, assert_one_group, joining, places
-from .servers import KINDS, ask, distro, program
+from .servers import KINDS, Users, distro, program
 
 SECRET = "s3cr3t-w0rd"
 
@@ -231,21 +230,11 @@ def test_tls_on_one_side_alone_is_an_error_that_says_so(certificates, tls_server
 USER = {"username": "job", "password": SECRET}
 
 
-def lock(server: EtcdServer, prefix: str = "/rdzv/", permission: str = "READWRITE") -> None:
-    """Have the server ask for logins, and permit the user ``job`` the keys below a prefix."""
-    for name in ("root", "job"):
-        ask(server, "/v3/auth/user/add", {"name": name, "password": SECRET})
-        ask(server, "/v3/auth/role/add", {"name": name})
-        ask(server, "/v3/auth/user/grant", {"user": name, "role": name})
-    start = prefix.encode()
-    end = start[:-1] + bytes([start[-1] + 1])
-    permitted = {
-        "permType": permission,
-        "key": base64.b64encode(start).decode(),
-        "range_end": base64.b64encode(end).decode(),
-    }
-    ask(server, "/v3/auth/role/grant", {"name": "job", "perm": permitted})
-    ask(server, "/v3/auth/enable", {})
+def lock(server: EtcdServer, may: str = "READWRITE") -> None:
+    """Have the server ask for logins, and permit the user ``job`` the keys of rdzv."""
+    users = Users(server)
+    users.add("job", SECRET, "/rdzv/", may)
+    users.enable()
 
 
 @pytest.fixture(scope="module")
@@ -290,10 +279,10 @@ def test_a_user_of_other_keys_is_refused_with_what_it_needs(locked):
     refused(locked.endpoint, "role that may read and write", prefix="/other", **USER)
 
 
-@pytest.mark.parametrize("permission", ["READ", "WRITE"])
-def test_a_user_who_may_do_half_of_it_is_refused_with_what_it_needs(kind, permission):
+@pytest.mark.parametrize("may", ["READ", "WRITE"])
+def test_a_user_who_may_do_half_of_it_is_refused_with_what_it_needs(kind, may):
     with EtcdServer(binary=program(kind), durable=False) as server:
-        lock(server, permission=permission)
+        lock(server, may)
         refused(server.endpoint, "role that may read and write", **USER)
 
 

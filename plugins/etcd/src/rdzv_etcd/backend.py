@@ -135,5 +135,7 @@ def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend,
     backend.run.probe()
     seconds = params.get_as_seconds("timeout", 600.0)
     prefix = backend.run.root("store")
-    store = EtcdStore(client, prefix, timedelta(seconds=seconds), ttl=options.ttl)
+    # A client of its own, which connects when it is used: a store keeps itself alive, and what
+    # the backend has open is to end with its node.
+    store = EtcdStore(connect(options), prefix, timedelta(seconds=seconds), ttl=options.ttl)
     return backend, store

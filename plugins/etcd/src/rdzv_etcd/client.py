@@ -200,6 +200,8 @@ class Connection:
             for method, (service, request, response) in METHODS.items()
         }
         self.close = weakref.finalize(self, close or channel.close)
+        # At the end of the process threads that still call would be told, and print it.
+        self.close.atexit = False
 
     def call(
         self,
@@ -402,7 +404,9 @@ class EtcdClient(seam.Client):
         until = time.monotonic() + self._timeout
         renewed = False
         failures = 0
+        reason: seam.UnavailableError | None = None
         while True:
+            connection = None
             try:
                 connection = self.connected(until)
                 # Whoever is frozen is not to keep the others from being asked.
@@ -414,15 +418,21 @@ class EtcdClient(seam.Client):
                 except (grpc.RpcError, ValueError) as exc:
                     # gRPC's own error says no more, and at length.
                     raise self.failed(connection, exc) from None
-            except TokenError:  # noqa: PERF203 - it is asked again after some
-                if renewed or not self.has_login:
+            except TokenError:
+                if renewed or connection is None or not self.has_login:
                     raise
                 renewed = True
                 self.renew(connection, metadata, until)
             except seam.UnavailableError as error:
                 again = (repeatable or not error.sent) and not self._closed
                 if not again or until - time.monotonic() <= _RETRY:
+                    if reason is not None and isinstance(error, seam.TimeoutError):
+                        # The last attempt had no time to learn why.
+                        reason.sent |= error.sent
+                        raise reason from None
                     raise
+                if not isinstance(error, seam.TimeoutError):
+                    reason = error
                 if failures:
                     time.sleep(_RETRY)
                 failures += 1
@@ -432,7 +442,7 @@ class EtcdClient(seam.Client):
         if isinstance(exc, ValueError):
             # Another thread has closed the channel; nothing was sent.
             return seam.UnavailableError(f"etcd at {connection.endpoint}: {exc}", sent=False)
-        error = call_error(exc, connection.endpoint)
+        error = call_error(exc, connection.endpoint, tls=self._credentials is not None)
         if isinstance(error, seam.UnavailableError) and not isinstance(error, BusyError):
             self.drop(connection)
         return error
@@ -480,9 +490,7 @@ class EtcdClient(seam.Client):
     @contextlib.contextmanager
     def _alone(self, until: float) -> Iterator[None]:
         if not self._connecting.acquire(timeout=max(0.0, until - time.monotonic())):
-            raise seam.UnavailableError(
-                f"etcd at {self.where} does not answer in time.", sent=False
-            )
+            raise seam.TimeoutError(f"etcd at {self.where} does not answer in time.", sent=False)
         try:
             yield
         finally:
@@ -501,7 +509,9 @@ class EtcdClient(seam.Client):
         refused = next((e for e in errors if isinstance(e, seam.AuthError)), None)
         if refused is not None:
             raise refused
-        raise seam.UnavailableError(" ".join(dict.fromkeys(map(str, errors))), sent=False)
+        late = all(isinstance(e, seam.TimeoutError) for e in errors)
+        kind = seam.TimeoutError if late else seam.UnavailableError
+        raise kind(" ".join(dict.fromkeys(map(str, errors))), sent=False)
 
     def _connect_to(self, index: int, timeout: float) -> Connection:
         connection = self.open_channel(index)
@@ -560,7 +570,7 @@ class _Watch(seam.Watch):
 
     def __init__(self, reader: _Reader) -> None:
         self._reader = reader
-        weakref.finalize(self, reader.close)
+        weakref.finalize(self, reader.close).atexit = False
 
     def next(self, timeout: float) -> list[Event] | None:
         return self._reader.next(timeout)
@@ -660,7 +670,7 @@ class _Reader:
         metadata = connection.metadata
         create = _CREATE(key=self._key, range_end=self._end, start_revision=self._revision)
         call = None
-        refused = False
+        error: seam.EtcdError | None = None
         _GATE.enter()
         try:
             # etcd goes on after the client has said all that it has to say.
@@ -672,25 +682,28 @@ class _Reader:
             for response in call:
                 self._take(response, connection)
             raise seam.UnavailableError(f"etcd at {connection.endpoint} has ended a watch.")
-        except seam.UnavailableError:
-            client.drop(connection)
-            raise
-        except seam.AuthError:
-            if self._renewed or not client.has_login:
-                raise
-            refused = True
+        except seam.EtcdError as exc:
+            if isinstance(exc, seam.UnavailableError):
+                client.drop(connection)
+            error = exc
         except (grpc.RpcError, ValueError) as exc:
             # What is cancelled here, by a close or for a fork, is no fault of the connection's.
             if call is None or not call.cancelled():
-                raise client.failed(connection, exc) from None
+                error = client.failed(connection, exc)
         finally:
             self.interrupt()
             _drain(call)
             _GATE.leave()
-        if refused:
+        if isinstance(error, seam.AuthError) and client.has_login and not self._renewed:
             # etcd may say "permission denied" of a token that it does not know any more.
             self._renewed = True
             client.renew(connection, metadata, until)
+        elif error is not None:
+            try:
+                raise error
+            finally:
+                # It knows this frame, which would keep the client until garbage is collected.
+                del error
 
     def _take(self, response: Message, connection: Connection) -> None:
         if response.canceled:
