@@ -84,12 +84,14 @@ class EtcdRendezvousBackend(SessionBackend):
             if self._asked_lease_ttl < 2 * interval:
                 raise ValueError(
                     f"lease_ttl is {self._asked_lease_ttl} s, and a node gives a sign of life "
-                    f"every {interval:g} s (keep_alive_interval): one late beat would be a death."
+                    f"every {interval:g} s (keep_alive_interval): one late beat would be a death. "
+                    f"Raise lease_ttl to at least {math.ceil(2 * interval)}, or lower the interval."
                 )
         elif silence < SHORTEST_LEASE:
             raise ValueError(
                 f"keep_alive_interval x keep_alive_max_attempt is {silence:g} s, and etcd has no "
-                f"leases of less than {SHORTEST_LEASE} s: a death cannot be noticed that soon."
+                f"leases of less than {SHORTEST_LEASE} s: a death cannot be noticed that soon. "
+                "Raise one of them."
             )
         else:
             self._lease_ttl = math.ceil(silence)

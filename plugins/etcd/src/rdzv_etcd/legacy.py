@@ -73,7 +73,9 @@ class EtcdRendezvous:
         self.client = client
         self._prefix = read_prefix(prefix)
         self._run_id = run_id
-        self._limits = num_min_workers, num_max_workers
+        # As wherever a run's parameters are given; the endpoint is the client's.
+        given = RendezvousParameters("etcd-legacy", "", run_id, num_min_workers, num_max_workers)
+        self._limits = given.min_nodes, given.max_nodes
         self.backend = EtcdRendezvousBackend(client, run_id, self._prefix)
         self._timeout = RendezvousTimeout(
             join=timedelta(seconds=timeout), last_call=timedelta(seconds=last_call_timeout)
