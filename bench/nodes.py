@@ -21,7 +21,8 @@ class Node:
     """One handler, rdzv's or torch's, and what its calls came to.
 
     Args:
-        kind: ``rdzv``, ``counting`` (rdzv with its requests counted), ``redis`` or ``torch``.
+        kind: ``rdzv``, ``counting`` (rdzv with its requests counted), ``redis``, ``etcd``, or
+            ``torch``, ``torch-etcd-v2``, ``torch-etcd`` (its legacy handler).
         run: The run id.
         port: The store's port.
         settings: ``min``, ``max`` and, in seconds, ``join``, ``last_call`` and ``interval``;
@@ -36,7 +37,9 @@ class Node:
         last_call = timedelta(seconds=settings.get("last_call", 5.0))
         # As under torchrun, each node has a client of its own.
         self.handler: Any
-        if kind == "torch":
+        if kind == "torch-etcd":
+            self._make_legacy(port, settings, join, last_call)
+        elif self.is_theirs:
             self._make_theirs(port, settings, join, last_call)
         else:
             self._make_ours(port, settings, join, last_call)
@@ -49,14 +52,41 @@ class Node:
     def _make_theirs(
         self, port: int, settings: dict[str, Any], join: timedelta, last_call: timedelta
     ) -> None:
-        from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend as theirs
         from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 
-        store = TCPStore(_HOST, port, is_master=False, wait_for_workers=False)
-        self.backend = theirs.C10dRendezvousBackend(store, self.run)
+        store: Store
+        if self.kind == "torch-etcd-v2":
+            from torch.distributed.elastic.rendezvous import etcd_rendezvous_backend
+            from torch.distributed.elastic.rendezvous.etcd_store import EtcdStore
+
+            client = _v2_client(port)
+            self.backend = etcd_rendezvous_backend.EtcdRendezvousBackend(
+                client, self.run, "/torch/elastic/rendezvous"
+            )
+            store = EtcdStore(client, f"/torch/elastic/store/{self.run}")
+        else:
+            from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend
+
+            store = TCPStore(_HOST, port, is_master=False, wait_for_workers=False)
+            self.backend = c10d_rendezvous_backend.C10dRendezvousBackend(store, self.run)
         self.handler = dynamic_rendezvous.DynamicRendezvousHandler.from_backend(
             self.run, store, self.backend, settings["min"], settings["max"], _HOST,
             dynamic_rendezvous.RendezvousTimeout(join, last_call),
+        )  # fmt: skip
+
+    def _make_legacy(
+        self, port: int, settings: dict[str, Any], join: timedelta, last_call: timedelta
+    ) -> None:
+        from torch.distributed.elastic.rendezvous import etcd_rendezvous
+
+        etcd_rendezvous.logger.setLevel("ERROR")
+        make: Any = etcd_rendezvous.EtcdRendezvous
+        self.handler = etcd_rendezvous.EtcdRendezvousHandler(
+            make(
+                _v2_client(port), "/torchelastic/p2p", self.run, settings["min"], settings["max"],
+                join.total_seconds(), last_call.total_seconds(),
+            ),
+            _HOST,
         )  # fmt: skip
 
     def _make_ours(
@@ -73,6 +103,13 @@ class Node:
             client = Redis(port=port, protocol=2, socket_timeout=5.0)
             self.backend = RedisRendezvousBackend(client, self.run)
             store = RedisStore(client, self.backend.run.key("store"))
+        elif self.kind == "etcd":
+            from rdzv_etcd import EtcdClient, EtcdRendezvousBackend, EtcdStore
+
+            etcd_client = EtcdClient(f"{_HOST}:{port}")
+            self.backend = EtcdRendezvousBackend(etcd_client, self.run)
+            self.backend.run.probe()  # As create_backend does.
+            store = EtcdStore(etcd_client, self.backend.run.root("store"))
         else:
             from rdzv_c10d import C10dRendezvousBackend
 
@@ -103,15 +140,19 @@ class Node:
     def warm_up(self) -> None:
         """Have the connections open before anything is measured."""
         self.handler.is_closed()
-        if self.kind == "torch":
+        if self.is_theirs:
             return
         until = time.monotonic() + 10
         while len(self.handler._driver._sessions) < 2 and time.monotonic() < until:
             time.sleep(0.002)  # The one that watches is opened in a thread of its own.
 
     @property
+    def is_theirs(self) -> bool:
+        return self.kind.startswith("torch")
+
+    @property
     def leads(self) -> bool:
-        return self.kind != "torch" and self.handler._driver.machine.leading is not None
+        return not self.is_theirs and self.handler._driver.machine.leading is not None
 
     def waits(self) -> bool:
         """Whether this node has entered and waits for the round."""
@@ -177,10 +218,18 @@ class Node:
             time.sleep(poll)
 
     def drop(self) -> None:
-        if self.kind == "torch":
+        if self.kind == "torch-etcd":
+            self.handler._rdzv_impl._lease_run_id_stop.set()
+        elif self.is_theirs:
             self.handler._stop_heartbeats()
         else:
             self.handler.leave()
+
+
+def _v2_client(port: int) -> Any:
+    import etcd
+
+    return etcd.Client(_HOST, port, allow_reconnect=True, read_timeout=60)
 
 
 class Nodes:

@@ -20,10 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.etcd_figures import ETCD_FIGURES
 from bench.figures import FIGURES, Options, Row
 from bench.redis_figures import REDIS_FIGURES
 
-_FIGURES = {**FIGURES, **REDIS_FIGURES}
+_FIGURES = {**FIGURES, **ETCD_FIGURES, **REDIS_FIGURES}
 
 
 def machine() -> dict[str, str]:
@@ -37,6 +38,7 @@ def machine() -> dict[str, str]:
         "torch": metadata.version("torch"),
         "rdzv": metadata.version("rdzv"),
         "rdzv-c10d": metadata.version("rdzv-c10d"),
+        "rdzv-etcd": metadata.version("rdzv-etcd"),
         "rdzv-redis": metadata.version("rdzv-redis"),
     }
 

@@ -24,7 +24,8 @@ class Silence:
 
     Where the store keeps a lease for each node, a lease that ends is a death, if this
     observer has looked without a gap for ``patience``. After a gap it may have
-    ended because its node was kept from renewing it, too: that is silence like any other.
+    ended because its node was kept from renewing it, too: so it says that the node has
+    been silent since the gap was over, and counting goes on.
 
     Args:
         patience: The longest delay of a beat that must be borne (seconds).
@@ -52,7 +53,7 @@ class Silence:
         afresh = gap > max(self._patience, 2 * period)
         if self._looked is None or afresh:
             self._steady_since = now
-        steady = now - self._steady_since >= self._patience
+        steady = min(now - self._steady_since, self._patience)
         self._looked = now
         seen = set()
         silent = {}
@@ -64,11 +65,12 @@ class Silence:
             if beaten:
                 seen.add(node)
                 ended.discard(node)
-            if lapsed and steady:
+            if lapsed:
                 # It has been silent for as long as its lease was.
-                silent[node] = self._patience
-                ended.add(node)
-            elif known is None or beaten or lapsed or afresh:
+                silent[node] = steady
+                if steady >= self._patience:
+                    ended.add(node)
+            elif known is None or beaten or afresh:
                 silent[node] = 0.0
             else:
                 silent[node] = self._silent[node] + min(gap, 2 * period, self._patience)

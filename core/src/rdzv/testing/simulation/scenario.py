@@ -86,6 +86,7 @@ class Scenario(msgspec.Struct, frozen=True, omit_defaults=True):
     carries: bool = True
     atomic: bool = False
     along: int = 8
+    leased: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -95,12 +96,14 @@ class Scenario(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def offer(self) -> Offer:
         """What the backend has."""
-        return Offer(self.roster, self.watch, self.carries, self.atomic, self.along)
+        lease = self.interval * self.attempts if self.leased else 0.0
+        return Offer(self.roster, self.watch, self.carries, self.atomic, self.along, lease)
 
     @property
     def detection(self) -> float:
         """Within which a death is noticed at the latest, near the leader (a node's seconds)."""
-        return self.interval * (self.attempts + 0.5)
+        # A leader beats twice in an interval, and a lease is no shorter for it.
+        return self.interval * (self.attempts + (1.0 if self.leased else 0.5))
 
     @property
     def patient(self) -> bool:
@@ -180,6 +183,8 @@ def generate(seed: int) -> Scenario:
         carries=chance.random() < 0.5,
         atomic=chance.random() < 0.3,
         along=chance.choice((0, 2, 8)),
+        # By a chance of its own: what else a seed means stays as it was.
+        leased=roster and random.Random(f"lease {seed}").random() < 0.2,
     )
 
 

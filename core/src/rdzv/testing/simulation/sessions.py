@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rdzv.dynamic_rendezvous.backend import (
+    HELD,
     RendezvousBackend,
     Session,
     SessionBackend,
@@ -39,6 +40,7 @@ class Offer:
         carries: A push brings the document along.
         atomic: A ticket and its record are one request, so that there are no holes.
         along: How many slots' counters come along with a beat.
+        lease: How long a beat keeps a lease alive (seconds); 0 where beats are counted.
     """
 
     roster: bool = True
@@ -46,6 +48,7 @@ class Offer:
     carries: bool = True
     atomic: bool = False
     along: int = 8
+    lease: float = 0.0
 
 
 class NativeSession(Session):
@@ -221,13 +224,17 @@ class NativeSession(Session):
         server, epoch = self._server, self._epoch
         along = self._offer.along
 
+        def renew() -> Mapping[int, int]:
+            server.put(("lease", epoch, slot), server.now + self._offer.lease)
+            return {}
+
         def beat() -> Mapping[int, int]:
             key = ("beat", epoch, slot)
             server.put(key, (server.get(key) or 0) + 1)
             first = slot // along * along if along else 0
             return {s: server.get(("beat", epoch, s)) or 0 for s in range(first, first + along)}
 
-        along_with_it: Mapping[int, int] = self._ask("beat", beat)
+        along_with_it: Mapping[int, int] = self._ask("beat", renew if self._offer.lease else beat)
         return along_with_it
 
     def beats(self, slots: Sequence[int]) -> Mapping[int, int]:
@@ -235,7 +242,19 @@ class NativeSession(Session):
 
         def look() -> Mapping[int, int]:
             view = server.view(self._connection)
+            if self._offer.lease:
+                return {s: held(server.get(("lease", epoch, s), view)) for s in slots}
             return {s: server.get(("beat", epoch, s), view) or 0 for s in slots}
+
+        def held(until: float | None) -> int:
+            if until is None:
+                return 0
+            # A store that comes back gives all leases that it has their time anew, as etcd does.
+            # One that was only frozen does not.
+            for gone, back in server.outages:
+                if gone < until:
+                    until = max(until, back + self._offer.lease)
+            return HELD if until > server.now else 0
 
         counts: Mapping[int, int] = self._ask("beats", look)
         self._process.counts["received"] += 8 * len(counts)

@@ -48,6 +48,8 @@ class Server:
         self.losses = 0
         """How often it has come back with less than it had."""
         self.down_until = 0.0
+        self.outages: list[tuple[float, float]] = []
+        """When it went, and when it came back (seconds)."""
         self.frozen_until = 0.0
         self.slow_until = 0.0
         self.slowness = 0.0
@@ -62,12 +64,18 @@ class Server:
         self._tokens = 0
         self._watchers: dict[Any, list[_Watcher]] = {}
 
+    @property
+    def now(self) -> float:
+        """The server's own time (seconds)."""
+        return self._hub.now
+
     # ------------------------------------------------------------ trouble
 
     def fail(self, seconds: float) -> None:
         """Be gone for some time, and come back as this kind of store does."""
         hub = self._hub
         self.down_until = hub.now + seconds
+        self.outages.append((hub.now, self.down_until))
         self._watchers.clear()
         connections, self.connections = self.connections, []
         for connection in connections:
