@@ -123,7 +123,7 @@ def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend,
         RendezvousConnectionError: etcd cannot be reached, or does not accept or permit what
             is needed.
     """
-    from .store import EtcdStore
+    from .store import DEFAULT_RETRY_TIMEOUT, EtcdStore
 
     options = read_options(params)
     client = connect(options)
@@ -132,6 +132,13 @@ def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend,
     )
     backend.run.probe()
     seconds = params.get_as_seconds("timeout", 600.0)
-    prefix = backend.run.root("store")
-    store = EtcdStore(client, prefix, timedelta(seconds=seconds), ttl=options.ttl)
+    patience = timedelta(seconds=params.get_as_seconds("patience", 60.0))
+    store = EtcdStore(
+        client,
+        backend.run.root("store"),
+        timedelta(seconds=seconds),
+        ttl=options.ttl,
+        # Nobody is to wait for an etcd that is away for longer than the engine does.
+        retry_timeout=min(DEFAULT_RETRY_TIMEOUT, patience),
+    )
     return backend, store

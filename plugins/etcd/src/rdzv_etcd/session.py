@@ -187,8 +187,8 @@ class EtcdSession(Session):
         if found is None:
             raise torch_compatible(RendezvousStateError)(
                 f"The document of the run has vanished from etcd at {self._client.where}: the "
-                "run's time to live was over, somebody has deleted it, or etcd was restored "
-                "without it. Start the job again on all nodes."
+                "run's time to live was over, somebody has deleted it, or etcd has come back "
+                "without its data. Start the job again on all nodes."
             )
         return Swap(*found)
 
