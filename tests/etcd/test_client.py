@@ -42,7 +42,7 @@ def server(request) -> Iterator[EtcdServer]:
 
 @pytest.fixture(params=CLIENTS)
 def kind(request) -> str:
-    return request.param
+    return str(request.param)
 
 
 @pytest.fixture

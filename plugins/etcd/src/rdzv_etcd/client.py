@@ -200,6 +200,8 @@ class Connection:
             for method, (service, request, response) in METHODS.items()
         }
         self.close = weakref.finalize(self, close or channel.close)
+        # At the end of the process threads that still call would be told, and print it.
+        self.close.atexit = False
 
     def call(
         self,
@@ -432,7 +434,7 @@ class EtcdClient(seam.Client):
         if isinstance(exc, ValueError):
             # Another thread has closed the channel; nothing was sent.
             return seam.UnavailableError(f"etcd at {connection.endpoint}: {exc}", sent=False)
-        error = call_error(exc, connection.endpoint)
+        error = call_error(exc, connection.endpoint, tls=self._credentials is not None)
         if isinstance(error, seam.UnavailableError) and not isinstance(error, BusyError):
             self.drop(connection)
         return error
@@ -560,7 +562,7 @@ class _Watch(seam.Watch):
 
     def __init__(self, reader: _Reader) -> None:
         self._reader = reader
-        weakref.finalize(self, reader.close)
+        weakref.finalize(self, reader.close).atexit = False
 
     def next(self, timeout: float) -> list[Event] | None:
         return self._reader.next(timeout)

@@ -84,26 +84,25 @@ _UNDONE = ("no leader", "proposal dropped", "not capable")
 
 # Why there is no connection, in the words of gRPC, and what helps.
 _CONNECTING = re.compile(r"failed to connect to all addresses; last error: \w+: (?:ip\S+ )?")
+_ENDED = "Perhaps it speaks TLS: then give the file of its CA"
+_CERTIFICATE = "It does not accept this client's certificate: give one that its CA vouches for"
 _ADVICE: tuple[tuple[str, str], ...] = (
     (
         "CERTIFICATE_VERIFY_FAILED",
         "Its certificate is for another host, or not from the CA that is trusted here",
     ),
-    (
-        "ALERT|CERTIFICATE_REQUIRED|TSI_DATA_CORRUPTED",
-        "It does not accept this client's certificate: give one that its CA vouches for",
-    ),
+    ("ALERT|CERTIFICATE_REQUIRED|TSI_DATA_CORRUPTED", _CERTIFICATE),
     (
         "WRONG_VERSION|Handshake read failed",
         "Perhaps it does not speak TLS: then give no TLS files",
     ),
-    ("Socket closed|reset by peer", "Perhaps it speaks TLS: then give the file of its CA"),
+    ("Socket closed|reset by peer|Broken pipe", _ENDED),
     ("security handshaker", "Check the files of the CA, the certificate and the key"),
     ("SETTINGS|HTTP/2", "What listens there is no etcd: check the port"),
 )
 
 
-def call_error(exc: grpc.RpcError, endpoint: str) -> seam.EtcdError:
+def call_error(exc: grpc.RpcError, endpoint: str, *, tls: bool = False) -> seam.EtcdError:
     """What the seam calls the error of a call."""
     details = redact((exc.details() or "").strip().removeprefix("etcdserver: "))
     text = f"etcd at {endpoint}: {details or exc.code().name}."
@@ -127,7 +126,8 @@ def call_error(exc: grpc.RpcError, endpoint: str) -> seam.EtcdError:
             text = f"etcd at {endpoint} cannot be reached: {reason}."
             for pattern, advice in _ADVICE:
                 if re.search(pattern, reason):
-                    text += f" {advice}."
+                    # Who misses a certificate may say so, or just end the connection.
+                    text += f" {_CERTIFICATE if tls and advice is _ENDED else advice}."
                     break
         sent = not connecting and not any(saying in details for saying in _UNDONE)
         return seam.UnavailableError(text, sent=sent)

@@ -1,0 +1,178 @@
+"""What real servers do seldom: answers that are lost, members without a leader, busy ones."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+from rdzv_etcd.client import EtcdClient
+from rdzv_etcd.seam import Get, Put, UnavailableError
+from rdzv_etcd.server import EtcdServer
+from rdzv_etcd.wire import message
+
+from .clients import values
+from .servers import debian
+from .wrong_servers import WrongServer, refusing
+
+NO_LEADER = refusing(grpc.StatusCode.UNAVAILABLE, "etcdserver: no leader")
+WRITES = {
+    "Put": lambda client: client.put(b"key", b"a"),
+    "Txn": lambda client: client.txn([], [Put(b"key", b"a")]),
+    "DeleteRange": lambda client: client.delete(b"key"),
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EtcdServer]:
+    with EtcdServer(binary=debian(), durable=False) as server:
+        yield server
+
+
+@pytest.mark.parametrize("method", WRITES)
+@pytest.mark.parametrize(
+    ("code", "details"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, "etcdserver: request timed out"),
+        (grpc.StatusCode.UNAVAILABLE, "etcdserver: leader changed"),
+        (grpc.StatusCode.UNAVAILABLE, "etcdserver: server stopped"),
+        (grpc.StatusCode.UNKNOWN, "context canceled"),
+        (grpc.StatusCode.INTERNAL, "stream terminated"),
+        (grpc.StatusCode.CANCELLED, "connection is closing"),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "context deadline exceeded"),
+    ],
+)
+def test_a_write_that_may_have_been_executed_is_not_repeated(method, code, details):
+    with WrongServer({method: refusing(code, details)}).running() as wrong:
+        client = EtcdClient(wrong.endpoint, timeout=20)
+        with pytest.raises(UnavailableError) as caught:
+            WRITES[method](client)
+        client.close()
+        assert caught.value.sent
+        assert wrong.asked.count(method) == 1
+
+
+@pytest.mark.parametrize("method", WRITES)
+@pytest.mark.parametrize(
+    ("code", "details"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, "etcdserver: no leader"),
+        (grpc.StatusCode.UNAVAILABLE, "etcdserver: not capable"),
+        (grpc.StatusCode.UNKNOWN, "raft proposal dropped"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "etcdserver: too many requests"),
+    ],
+)
+def test_a_write_that_was_surely_not_executed_is_repeated(method, code, details):
+    answer = refusing(code, details, times=3)
+    with WrongServer({method: answer}).running() as wrong:
+        client = EtcdClient(wrong.endpoint, timeout=20)
+        WRITES[method](client)
+        client.close()
+        assert wrong.asked.count(method) == 4
+
+
+def test_a_busy_member_is_not_left():
+    busy = refusing(grpc.StatusCode.RESOURCE_EXHAUSTED, "etcdserver: too many requests", times=1)
+    with WrongServer({"Put": busy}).running() as wrong:
+        client = EtcdClient(wrong.endpoint, timeout=20)
+        client.range(Get(b"key"))
+        connection = client._connection
+        client.put(b"key", b"a")
+        assert client._connection is connection
+        client.close()
+
+
+def test_a_member_without_a_leader_is_not_connected_to(server):
+    with WrongServer({"Status": NO_LEADER, "Authenticate": NO_LEADER}).running() as wrong:
+        client = EtcdClient([wrong.endpoint, server.endpoint])
+        client.put(b"key", b"a")
+        assert set(wrong.asked) == {"Status"}
+        client.close()
+
+
+def test_a_member_that_loses_its_leader_is_left(server):
+    lost = threading.Event()
+
+    def watching(question, context):
+        yield message("WatchResponse")(created=True)
+        lost.wait(60)
+        context.abort(grpc.StatusCode.UNAVAILABLE, "etcdserver: no leader")
+
+    with WrongServer({"Put": NO_LEADER, "Watch": watching}).running() as wrong:
+        other = EtcdClient(server.endpoint)
+        revision = other.put(b"key", b"0")
+        client = EtcdClient([wrong.endpoint, server.endpoint])
+        watch = client.watch(b"key", start_revision=revision)
+        # Nothing was executed there, so it is repeated; and what was under way there ends too.
+        client.put(b"key", b"1")
+        lost.set()
+        other.put(b"key", b"2")
+        assert values(watch, 3) == [b"0", b"1", b"2"]
+        assert wrong.asked.count("Put") == 1
+        client.close()
+        other.close()
+
+
+@pytest.mark.parametrize("reason", ["etcdserver: no leader", ""])
+def test_a_watch_that_its_member_ends_goes_on_at_another(server, reason):
+    def watching(question, context):
+        if reason:
+            yield message("WatchResponse")(created=True, canceled=True, cancel_reason=reason)
+
+    other = EtcdClient(server.endpoint)
+    revision = other.put(b"key", b"0")
+    with WrongServer({"Watch": watching}).running() as wrong:
+        client = EtcdClient([wrong.endpoint, server.endpoint])
+        watch = client.watch(b"key", start_revision=revision)
+        assert values(watch, 1) == [b"0"]
+        client.close()
+    other.close()
+
+
+def test_a_watch_goes_on_after_the_last_event_that_it_has_seen():
+    # etcd sends old events in several responses; each has the revision of the whole store.
+    begun: list[int] = []
+
+    def watching(question, context):
+        begun.append(question.create_request.start_revision)
+        yield message("WatchResponse")(created=True)
+        response = message("WatchResponse")()
+        response.header.revision = 100
+        for revision in (begun[-1], begun[-1] + 1):
+            response.events.add().kv.mod_revision = revision
+        yield response
+        context.abort(grpc.StatusCode.UNAVAILABLE, "broken")
+
+    with WrongServer({"Watch": watching}).running() as wrong:
+        client = EtcdClient(wrong.endpoint)
+        watch = client.watch(b"key", start_revision=5)
+        values(watch, 6)
+        client.close()
+    assert begun[:3] == [5, 7, 9]
+
+
+def test_only_one_thread_logs_in_when_a_token_is_refused():
+    tokens = iter(range(1000))
+    valid = ["0"]
+
+    def authenticate(question, context):
+        return message("AuthenticateResponse")(token=f"{next(tokens)}")
+
+    def put(question, context):
+        if dict(context.invocation_metadata())["token"] not in valid:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "etcdserver: invalid auth token")
+        return message("PutResponse")()
+
+    with WrongServer({"Authenticate": authenticate, "Put": put}).running() as wrong:
+        client = EtcdClient(wrong.endpoint, username="user", password="secret")
+        client.put(b"key", b"a")
+        valid[:] = ["1"]
+        threads = [threading.Thread(target=client.put, args=(b"key", b"a")) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong.asked.count("Authenticate") == 2
+        client.close()
