@@ -144,7 +144,7 @@ def test_a_user_of_a_cluster_with_certificates_may_do_what_a_job_needs(
     certificates = Certificates.make(tmp_path)
     ours, key = certificates.path("client.pem"), certificates.path("client.key")
     authority = certificates.path("ca.pem")
-    tls = {
+    tls: dict[str, str | bool] = {
         "cert-file": certificates.path("server.pem"),
         "key-file": certificates.path("server.key"),
         "trusted-ca-file": authority,
