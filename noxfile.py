@@ -1,4 +1,4 @@
-"""The tasks of this tree: lint, build, tests, simulate, spin, fuzz, demo, bench."""
+"""The tasks of this tree: lint, build, tests, etcd3, simulate, spin, fuzz, demo, bench."""
 
 from __future__ import annotations
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -143,8 +144,6 @@ def eventually(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def threads(names: Iterable[str] = ("rdzv-etcd-watch",)) -> int:
-    """How many of the plugin's threads run in this process."""
-    import threading
-
-    return sum(thread.name in names for thread in threading.enumerate())
+def threads() -> set[threading.Thread]:
+    """The threads of watches that run in this process."""
+    return {thread for thread in threading.enumerate() if thread.name == "rdzv-etcd-watch"}

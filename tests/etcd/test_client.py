@@ -352,8 +352,9 @@ def test_a_watch_takes_large_events_and_many(client, key):
 
 
 def test_a_watch_is_closed_by_another_thread_while_it_waits(client, key):
-    watch = client.watch(key)
     before = threads()
+    watch = client.watch(key)
+    (its,) = threads() - before
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(watch.next, 60)
         eventually(waiting.running)
@@ -363,7 +364,8 @@ def test_a_watch_is_closed_by_another_thread_while_it_waits(client, key):
     with pytest.raises(EtcdError, match="closed"):
         watch.next(60)
     watch.close()
-    eventually(lambda: threads() < before)
+    its.join(30)
+    assert not its.is_alive()
 
 
 def test_closing_a_watch_leaves_the_connection_to_the_others(kind, client, key):
@@ -404,9 +406,10 @@ def test_a_watch_that_is_up_to_date_survives_a_compaction(client, server, key):
 def test_a_watch_that_nobody_has_any_more_ends(client, key):
     before = threads()
     watch = client.watch(key)
-    assert threads() == before + 1
+    (its,) = threads() - before
     del watch
-    eventually(lambda: threads() == before)
+    its.join(30)
+    assert not its.is_alive()
 
 
 # ---------------------------------------------------------------- a client

@@ -128,8 +128,8 @@ class Model:
         """Do it as a part of what has this revision, if it changes anything."""
         if isinstance(op, Put):
             old = self.kvs.get(op.key, KeyValue(op.key, b"", revision))
-            new = replace(
-                old, value=op.value, mod_revision=revision, version=old.version + 1, lease=op.lease
+            new = old._replace(
+                value=op.value, mod_revision=revision, version=old.version + 1, lease=op.lease
             )
             self._change(Event(new), revision)
             return PutDone()
@@ -147,7 +147,7 @@ class Model:
         more = bool(op.limit) and len(kvs) > op.limit
         kvs = kvs[: op.limit or None]
         if op.keys_only:
-            kvs = [replace(kv, value=b"") for kv in kvs]
+            kvs = [kv._replace(value=b"") for kv in kvs]
         return Range(self.revision, tuple(kvs), len(found), more)
 
     def _change(self, event: Event, revision: int) -> None:

@@ -88,7 +88,7 @@ def test_both_sides_show_a_certificate(kind, secure, tls, key):
 
 def test_a_server_of_another_authority_is_refused(kind, secure, tls, certificates, key):
     wrong = Tls(certificates.path("wrong-ca.pem"), tls.cert, tls.key)
-    client = make(kind, secure.endpoint, tls=wrong, timeout=1)
+    client = make(kind, one_address(secure), tls=wrong, timeout=1)
     assert "not from the CA that is trusted here" in refusal(client, key)
 
 

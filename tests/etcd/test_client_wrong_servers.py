@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from rdzv_etcd.client import EtcdClient
-from rdzv_etcd.seam import Get, Put, UnavailableError
+from rdzv_etcd.seam import EtcdError, Get, Put, UnavailableError
 from rdzv_etcd.server import EtcdServer
 from rdzv_etcd.wire import message
 
@@ -175,4 +175,33 @@ def test_only_one_thread_logs_in_when_a_token_is_refused():
         for thread in threads:
             thread.join()
         assert wrong.asked.count("Authenticate") == 2
+        client.close()
+
+
+@pytest.mark.parametrize("how", ["as an error of the call", "as an end of the watch"])
+def test_a_watch_whose_token_is_refused_logs_in_again(how):
+    tokens = iter(range(1000))
+
+    def authenticate(question, context):
+        return message("AuthenticateResponse")(token=f"{next(tokens)}")
+
+    def watching(question, context):
+        if dict(context.invocation_metadata())["token"] == "0":
+            if how == "as an error of the call":
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "etcdserver: invalid auth token")
+            yield message("WatchResponse")(
+                created=True, canceled=True, cancel_reason="etcdserver: permission denied"
+            )
+            return
+        response = message("WatchResponse")(created=True)
+        response.events.add().kv.value = b"a"
+        yield response
+        context.abort(grpc.StatusCode.OUT_OF_RANGE, "the end")
+
+    with WrongServer({"Authenticate": authenticate, "Watch": watching}).running() as wrong:
+        client = EtcdClient(wrong.endpoint, username="user", password="secret")
+        watch = client.watch(b"key", start_revision=1)
+        assert values(watch, 1) == [b"a"]
+        with pytest.raises(EtcdError, match="the end"):
+            watch.next(60)
         client.close()

@@ -134,7 +134,9 @@ def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend,
     seconds = params.get_as_seconds("timeout", 600.0)
     patience = timedelta(seconds=params.get_as_seconds("patience", 60.0))
     store = EtcdStore(
-        client,
+        # A client of its own, which connects when it is used: a store keeps itself alive, and
+        # what the backend has open is to end with its node.
+        connect(options),
         backend.run.root("store"),
         timedelta(seconds=seconds),
         ttl=options.ttl,

@@ -405,6 +405,7 @@ class EtcdClient(seam.Client):
         renewed = False
         failures = 0
         while True:
+            connection = None
             try:
                 connection = self.connected(until)
                 # Whoever is frozen is not to keep the others from being asked.
@@ -416,8 +417,8 @@ class EtcdClient(seam.Client):
                 except (grpc.RpcError, ValueError) as exc:
                     # gRPC's own error says no more, and at length.
                     raise self.failed(connection, exc) from None
-            except TokenError:  # noqa: PERF203 - it is asked again after some
-                if renewed or not self.has_login:
+            except TokenError:
+                if renewed or connection is None or not self.has_login:
                     raise
                 renewed = True
                 self.renew(connection, metadata, until)
@@ -662,7 +663,7 @@ class _Reader:
         metadata = connection.metadata
         create = _CREATE(key=self._key, range_end=self._end, start_revision=self._revision)
         call = None
-        refused = False
+        error: seam.EtcdError | None = None
         _GATE.enter()
         try:
             # etcd goes on after the client has said all that it has to say.
@@ -674,25 +675,28 @@ class _Reader:
             for response in call:
                 self._take(response, connection)
             raise seam.UnavailableError(f"etcd at {connection.endpoint} has ended a watch.")
-        except seam.UnavailableError:
-            client.drop(connection)
-            raise
-        except seam.AuthError:
-            if self._renewed or not client.has_login:
-                raise
-            refused = True
+        except seam.EtcdError as exc:
+            if isinstance(exc, seam.UnavailableError):
+                client.drop(connection)
+            error = exc
         except (grpc.RpcError, ValueError) as exc:
             # What is cancelled here, by a close or for a fork, is no fault of the connection's.
             if call is None or not call.cancelled():
-                raise client.failed(connection, exc) from None
+                error = client.failed(connection, exc)
         finally:
             self.interrupt()
             _drain(call)
             _GATE.leave()
-        if refused:
+        if isinstance(error, seam.AuthError) and client.has_login and not self._renewed:
             # etcd may say "permission denied" of a token that it does not know any more.
             self._renewed = True
             client.renew(connection, metadata, until)
+        elif error is not None:
+            try:
+                raise error
+            finally:
+                # It knows this frame, which would keep the client until garbage is collected.
+                del error
 
     def _take(self, response: Message, connection: Connection) -> None:
         if response.canceled:
