@@ -188,7 +188,8 @@ class EtcdRendezvousHandler(RendezvousHandler):
     def next_rendezvous(self) -> RendezvousInfo:
         number, info = self._rdzv_impl.join()
         store = self._rdzv_impl.setup_kv_store(number)
-        return RendezvousInfo(store, info.rank, info.world_size, info.bootstrap_store_info)
+        where = info.bootstrap_store_info  # The engine always says it.
+        return RendezvousInfo(store, info.rank, info.world_size, where)  # type: ignore[arg-type]
 
     def is_closed(self) -> bool:
         return self._rdzv_impl.handler.is_closed()
