@@ -36,11 +36,11 @@ def program(kind: str) -> str:
 
 
 def put(server: EtcdServer, key: str, value: str, **options: Any) -> None:
-    _ask(server, "/v3/kv/put", {"key": _coded(key), "value": _coded(value)}, **options)
+    ask(server, "/v3/kv/put", {"key": _coded(key), "value": _coded(value)}, **options)
 
 
 def get(server: EtcdServer, key: str, **options: Any) -> str | None:
-    found = _ask(server, "/v3/kv/range", {"key": _coded(key)}, **options)
+    found = ask(server, "/v3/kv/range", {"key": _coded(key)}, **options)
     values = found.get("kvs", [])
     return base64.b64decode(values[0]["value"]).decode() if values else None
 
@@ -49,7 +49,7 @@ def _coded(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-def _ask(
+def ask(
     server: EtcdServer,
     path: str,
     question: dict[str, Any],
@@ -73,7 +73,7 @@ def _ask(
 
 def compact(server: EtcdServer, revision: int) -> None:
     """Have the server forget what was before a revision."""
-    _ask(server, "/v3/kv/compaction", {"revision": revision, "physical": True})
+    ask(server, "/v3/kv/compaction", {"revision": revision, "physical": True})
 
 
 class Users:
@@ -87,10 +87,10 @@ class Users:
         self._ask("user/add", name="root", password=self.ROOT)
         self._ask("user/grant", user="root", role="root")
 
-    def add(self, name: str, password: str, prefix: str) -> None:
-        """A user who may read and write what begins with a prefix."""
+    def add(self, name: str, password: str, prefix: str, may: str = "READWRITE") -> None:
+        """A user who may read and write what begins with a prefix, or one of both."""
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
-        rights = {"permType": "READWRITE", "key": _coded(prefix), "range_end": _coded(end)}
+        rights = {"permType": may, "key": _coded(prefix), "range_end": _coded(end)}
         self._ask("role/add", name=f"of {name}")
         self._ask("role/grant", name=f"of {name}", perm=rights)
         self._ask("user/add", name=name, password=password)
@@ -101,4 +101,4 @@ class Users:
         self._ask("enable")
 
     def _ask(self, path: str, **question: Any) -> None:
-        _ask(self._server, f"/v3/auth/{path}", question, tls=self._tls)
+        ask(self._server, f"/v3/auth/{path}", question, tls=self._tls)

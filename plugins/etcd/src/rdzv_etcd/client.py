@@ -404,6 +404,7 @@ class EtcdClient(seam.Client):
         until = time.monotonic() + self._timeout
         renewed = False
         failures = 0
+        reason: seam.UnavailableError | None = None
         while True:
             connection = None
             try:
@@ -425,7 +426,13 @@ class EtcdClient(seam.Client):
             except seam.UnavailableError as error:
                 again = (repeatable or not error.sent) and not self._closed
                 if not again or until - time.monotonic() <= _RETRY:
+                    if reason is not None and isinstance(error, seam.TimeoutError):
+                        # The last attempt had no time to learn why.
+                        reason.sent |= error.sent
+                        raise reason from None
                     raise
+                if not isinstance(error, seam.TimeoutError):
+                    reason = error
                 if failures:
                     time.sleep(_RETRY)
                 failures += 1
@@ -483,9 +490,7 @@ class EtcdClient(seam.Client):
     @contextlib.contextmanager
     def _alone(self, until: float) -> Iterator[None]:
         if not self._connecting.acquire(timeout=max(0.0, until - time.monotonic())):
-            raise seam.UnavailableError(
-                f"etcd at {self.where} does not answer in time.", sent=False
-            )
+            raise seam.TimeoutError(f"etcd at {self.where} does not answer in time.", sent=False)
         try:
             yield
         finally:
@@ -504,7 +509,9 @@ class EtcdClient(seam.Client):
         refused = next((e for e in errors if isinstance(e, seam.AuthError)), None)
         if refused is not None:
             raise refused
-        raise seam.UnavailableError(" ".join(dict.fromkeys(map(str, errors))), sent=False)
+        late = all(isinstance(e, seam.TimeoutError) for e in errors)
+        kind = seam.TimeoutError if late else seam.UnavailableError
+        raise kind(" ".join(dict.fromkeys(map(str, errors))), sent=False)
 
     def _connect_to(self, index: int, timeout: float) -> Connection:
         connection = self.open_channel(index)

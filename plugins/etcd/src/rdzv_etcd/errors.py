@@ -36,15 +36,14 @@ def translated(exc: seam.EtcdError) -> RendezvousError:
             f"etcd takes no request of that size: {exc} Its --max-request-bytes and --max-txn-ops "
             "may have been lowered."
         )
+    # What the client says of the cause, and where the user of a backend has to look for it.
     remedy = ""
     if isinstance(exc, seam.AuthError):
         remedy = (
-            " Check username and password (password_file, RDZV_ETCD_PASSWORD); the user needs a "
-            "role that may read and write the keys below the prefix."
+            " The login is given by username and password_file, or by RDZV_ETCD_USERNAME and "
+            "RDZV_ETCD_PASSWORD; its user needs a role that may read and write the keys below the "
+            "prefix."
         )
     elif isinstance(exc, seam.NoSpaceError):
-        remedy = (
-            " An administrator has to compact and defragment it, and to disarm the alarm (etcdctl "
-            "compact, defrag, alarm disarm), or to raise --quota-backend-bytes."
-        )
+        remedy = " An administrator has to do so, or to raise --quota-backend-bytes too."
     return torch_compatible(RendezvousConnectionError)(f"{str(exc).rstrip('.')}.{remedy}")

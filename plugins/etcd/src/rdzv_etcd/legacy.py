@@ -73,7 +73,9 @@ class EtcdRendezvous:
         self.client = client
         self._prefix = read_prefix(prefix)
         self._run_id = run_id
-        self._limits = num_min_workers, num_max_workers
+        # As wherever a run's parameters are given; the endpoint is the client's.
+        given = RendezvousParameters("etcd-legacy", "", run_id, num_min_workers, num_max_workers)
+        self._limits = given.min_nodes, given.max_nodes
         self.backend = EtcdRendezvousBackend(client, run_id, self._prefix)
         self._timeout = RendezvousTimeout(
             join=timedelta(seconds=timeout), last_call=timedelta(seconds=last_call_timeout)
@@ -186,7 +188,8 @@ class EtcdRendezvousHandler(RendezvousHandler):
     def next_rendezvous(self) -> RendezvousInfo:
         number, info = self._rdzv_impl.join()
         store = self._rdzv_impl.setup_kv_store(number)
-        return RendezvousInfo(store, info.rank, info.world_size, info.bootstrap_store_info)
+        where = info.bootstrap_store_info  # The engine always says it.
+        return RendezvousInfo(store, info.rank, info.world_size, where)  # type: ignore[arg-type]
 
     def is_closed(self) -> bool:
         return self._rdzv_impl.handler.is_closed()

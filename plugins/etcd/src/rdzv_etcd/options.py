@@ -104,9 +104,8 @@ def read_options(params: RendezvousParameters, environ: Mapping[str, str] | None
 def _read_endpoint(endpoint: str) -> tuple[str, tuple[tuple[str, int], ...], Login]:
     """The protocol, if it is said; the hosts; the login, if it is there."""
     protocols = set()
-    login = Login()
+    logins = []
     places = []
-    # A password may hold a comma, which has to be written %2C.
     for part in endpoint.strip().split(","):
         scheme, mark, rest = part.strip().partition("://")
         if not mark:
@@ -119,13 +118,26 @@ def _read_endpoint(endpoint: str) -> tuple[str, tuple[tuple[str, int], ...], Log
         if at:
             name, _, password = user.partition(":")
             login = Login(unquote(name) or None, unquote(password) or None)
+            if login not in logins:
+                logins.append(login)
         rest = rest.removesuffix("/")
         if any(sign in rest for sign in "/?#"):
             raise _bad(endpoint, "what follows the port means nothing here")
         places.append(rest)
     if len(protocols) > 1:
         raise _bad(endpoint, "it names http:// and https://")
-    return next(iter(protocols), ""), read_hosts(",".join(places), DEFAULT_PORT), login
+    if len(logins) > 1:
+        raise _bad(endpoint, "it holds two logins, and all members have the same users")
+    try:
+        hosts = read_hosts(",".join(places), DEFAULT_PORT)
+    except ValueError:
+        if not logins:
+            raise
+        # What was read as a host may be half a password.
+        raise _bad(
+            endpoint, "a host or a port is malformed; a comma in a password is written %2C"
+        ) from None
+    return next(iter(protocols), ""), hosts, logins[0] if logins else Login()
 
 
 def _bad(endpoint: str, why: str) -> ValueError:

@@ -27,7 +27,7 @@ from .seam import Compare, Delete, Get, LeaseGoneError, Put, Range, prefix_end
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from .seam import Client, KeyValue, Op, Watch
+    from .seam import Client, KeyValue, Op, Txn, Watch
 
 __all__ = ["Document", "EtcdSession", "Run"]
 
@@ -64,6 +64,7 @@ class Run:
         self.client = client
         self.root = self.names(run_id, prefix)
         self.ttl = max(1, math.ceil(ttl))
+        self._renewed = time.monotonic()
         # All nodes know its number without asking: whoever comes first makes it.
         digest = hashlib.sha256(self.root().encode()).digest()
         self.lease = int.from_bytes(digest[:8], "big") >> 1 | 1
@@ -97,6 +98,13 @@ class Run:
     def renew(self) -> None:
         """Have the keys live for their time from now on."""
         call(lambda: self.client.lease_keepalive(self.lease))
+
+    def renew_in_time(self) -> None:
+        """Do so now and then, if this is called again and again."""
+        now = time.monotonic()
+        if now - self._renewed > self.ttl / _RENEWALS:
+            self.renew()
+            self._renewed = now
 
     def probe(self) -> None:
         """See whether the user may do all that a run needs; raises where it may not."""
@@ -167,30 +175,54 @@ class EtcdSession(Session):
         self._lease = 0
         self._slots: set[int] = set()
         """Where it has beaten under that lease."""
-        self._renewed = time.monotonic()
+        self._read_at = 0
+        """The newest version of the document that it has read or written."""
 
     def _key(self, *names: str) -> bytes:
         return self._run.key(self._epoch, *names)
 
     def _call(self, operation: Callable[[], T]) -> T:
+        self._check_open()
+        return call(operation)
+
+    def _write(self, operations: Sequence[Op], compare: Sequence[Compare] = ()) -> Txn:
+        """Write keys of the run."""
+        self._check_open()
+        return self._run.writing(lambda: self._client.txn(compare, operations))
+
+    def _check_open(self) -> None:
         if self._closed:
             raise torch_compatible(RendezvousConnectionError)("The session was closed.")
-        return call(operation)
 
     # ------------------------------------------------------------ the document
 
     def read(self, known: Token | None) -> tuple[bytes, Token] | None:  # noqa: ARG002 - linearizable
-        return self._document.read()
+        self._check_open()
+        found = self._document.read()
+        if found is not None:
+            self._read_at = found[1]
+        return found
 
     def swap(self, document: bytes, token: Token | None) -> Swap:
+        self._check_open()
         found = self._document.swap(document, token)
         if found is None:
-            raise torch_compatible(RendezvousStateError)(
-                f"The document of the run has vanished from etcd at {self._client.where}: the "
-                "run's time to live was over, somebody has deleted it, or etcd was restored "
-                "without it. Start the job again on all nodes."
-            )
+            raise self._vanished()
+        self._read_at = found[2]
         return Swap(*found)
+
+    def _vanished(self) -> RendezvousStateError:
+        return torch_compatible(RendezvousStateError)(
+            f"The document of the run has vanished from etcd at {self._client.where}: the run's "
+            "time to live was over, somebody has deleted it, or etcd has come back without its "
+            "data. Start the job again on all nodes."
+        )
+
+    def _check_memory(self) -> None:
+        """See whether etcd still has the version of the document that this session knows."""
+        found = self._document.read() if self._read_at else None
+        if self._read_at and (found is None or found[1] < self._read_at):
+            raise self._vanished()
 
     def listen(self, known: Token | None) -> None:
         self._watch(self._document.key, start=0 if known is None else known + 1)
@@ -200,7 +232,7 @@ class EtcdSession(Session):
         for event in self._events(watch, timeout, until=lambda: self._is_news(token)):
             if event is None or event[1]:
                 return None  # It has vanished, or something was missed.
-            self._told = event[0].value, event[0].mod_revision
+            self._told = found_in([event[0]])
         return self._told if self._is_news(token) else None
 
     def _is_news(self, token: Token) -> bool:
@@ -208,12 +240,16 @@ class EtcdSession(Session):
         return self._told is not None and self._told[1] > token
 
     def _watch(self, key: bytes, end: bytes = b"", *, start: int) -> Watch:
-        with self._watching:
-            watch = self._watches.get(key)
-            if watch is None:
-                watch = self._call(lambda: self._client.watch(key, end, start))
+        watch = self._watches.get(key)
+        if watch is None:
+            # It may take a while, for which no close waits.
+            watch = self._call(lambda: self._client.watch(key, end, start))
+            with self._watching:
                 self._watches[key] = watch
-            return watch
+                closed = self._closed
+            if closed:
+                watch.close()
+        return watch
 
     def _events(
         self, watch: Watch, timeout: float, until: Callable[[], bool]
@@ -247,9 +283,7 @@ class EtcdSession(Session):
     # transaction that writes one and counts them takes it, and contends with nobody.
 
     def enter(self, record: bytes) -> int:
-        run = self._run
-        operations = [run.put(self._key("log", REAL.new_id()), record), *self._tail()]
-        done = run.writing(lambda: run.client.txn([], operations))
+        done = self._write([self._run.put(self._key("log", REAL.new_id()), record), *self._tail()])
         return _ticket(*map(_range_of, done.results[1:]))
 
     def _tail(self) -> list[Op]:
@@ -320,21 +354,27 @@ class EtcdSession(Session):
 
     def beat(self, slot: int) -> Mapping[int, int]:
         self._call(lambda: self._keep_alive(slot))
-        now = time.monotonic()
-        if now - self._renewed > self._run.ttl / _RENEWALS:
-            self._run.renew()
-            self._renewed = now
+        self._run.renew_in_time()
         return {}
 
     def _keep_alive(self, slot: int) -> None:
-        client = self._client
-        if self._lease and slot in self._slots and client.lease_keepalive(self._lease):
-            return
-        if not self._lease or slot in self._slots:
-            # The old one has ended, and its keys with it.
-            self._lease = client.lease_grant(self._lease_ttl).id
+        client, key = self._client, self._slot(slot)
+        if slot in self._slots:
+            if client.lease_keepalive(self._lease):
+                return
+            # It has ended, and its keys with it.
+            self._lease = 0
+        if self._lease:
+            try:
+                client.put(key, b"", self._lease)
+            except LeaseGoneError:
+                self._lease = 0
+        if not self._lease:
             self._slots.clear()
-        client.put(self._slot(slot), b"", self._lease)
+            # Perhaps it was etcd that forgot it, and more.
+            self._check_memory()
+            self._lease = client.lease_grant(self._lease_ttl).id
+            client.put(key, b"", self._lease)
         self._slots.add(slot)
 
     def _slot(self, slot: int) -> bytes:
@@ -362,10 +402,9 @@ class EtcdSession(Session):
         return self._key("pieces", nonce, name)
 
     def publish(self, nonce: str, pieces: Mapping[str, bytes]) -> None:
-        run = self._run
-        puts = [run.put(self._piece(nonce, name), piece) for name, piece in pieces.items()]
-        for some in _parts(puts):
-            run.writing(lambda some=some: run.client.txn([], some))  # type: ignore[misc]
+        put = self._run.put
+        for some in _parts([put(self._piece(nonce, name), pieces[name]) for name in pieces]):
+            self._write(some)
 
     def fetch(self, nonce: str, names: Sequence[str]) -> list[bytes | None]:
         gets = [Get(self._piece(nonce, name)) for name in names]
@@ -381,30 +420,26 @@ class EtcdSession(Session):
         return pieces
 
     def forget(self, after: int, upto: int, nonce: str, names: Sequence[str]) -> None:
-        while upto > after and self._forget_some(after, upto):
+        while upto > after and not self._forget_records(after, upto):
             pass
         deletes = [Delete(self._piece(nonce, name)) for name in names]
         for start in range(0, len(deletes), _OPERATIONS):
-            some = deletes[start : start + _OPERATIONS]
-            self._call(lambda some=some: self._client.txn([], some))  # type: ignore[misc]
+            self._write(deletes[start : start + _OPERATIONS])
 
-    def _forget_some(self, after: int, upto: int) -> bool:
-        """Free some of the records in ``(after, upto]``; returns whether there are more.
+    def _forget_records(self, after: int, upto: int) -> bool:
+        """Free the records in ``(after, upto]``; ``False`` where another leader was at it as well.
 
         Those at the beginning of the log are deleted, and counted in its place. One behind
         others that are still needed only loses its text: its place has to stay.
         """
         log, freed_key = self._key("log", ""), self._key("freed")
-        get = Get(log, prefix_end(log), by_creation=True)
-        operations = [Get(freed_key), get]
+        operations = [Get(freed_key), Get(log, prefix_end(log), by_creation=True)]
         done = self._call(lambda: self._client.txn([], operations))
         kvs = _range_of(done.results[0]).kvs
-        freed = _number(kvs)
+        freed = first = _number(kvs)
         changed = kvs[0].mod_revision if kvs else 0
-        lines = list(enumerate(_range_of(done.results[1]).kvs, start=freed + 1))
         changes: list[Op] = []
-        first = freed
-        for ticket, kv in lines:
+        for ticket, kv in enumerate(_range_of(done.results[1]).kvs, start=freed + 1):
             to_go = after < ticket <= upto
             gone = kv.value == _FORGOTTEN
             if ticket == first + 1 and (to_go or gone):
@@ -412,13 +447,14 @@ class EtcdSession(Session):
                 changes.append(Delete(kv.key))
             elif to_go and not gone:
                 changes.append(self._run.put(kv.key, _FORGOTTEN))
-            if ticket > upto or len(changes) >= _OPERATIONS - 1:
-                break
-        if not changes:
-            return False
-        changes.append(self._run.put(freed_key, b"%d" % first))
-        self._run.writing(lambda: self._client.txn([Compare(freed_key, "mod", changed)], changes))
-        # Again: for the rest, or because another leader was at it.
+        for start in range(0, len(changes), _OPERATIONS - 1):
+            some = changes[start : start + _OPERATIONS - 1]
+            freed += sum(isinstance(change, Delete) for change in some)
+            count = self._run.put(freed_key, b"%d" % freed)
+            done = self._write([*some, count], [Compare(freed_key, "mod", changed)])
+            if not done.succeeded:
+                return False
+            changed = done.revision
         return True
 
     def close(self) -> None:
