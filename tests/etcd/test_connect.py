@@ -8,12 +8,14 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rdzv import RendezvousParameters, get_rendezvous_handler
+from rdzv.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
 from rdzv.errors import RendezvousConnectionError
 from rdzv_etcd.backend import EtcdRendezvousBackend, create_backend
 from rdzv_etcd.client import EtcdClient
@@ -23,7 +25,8 @@ from rdzv_etcd.store import EtcdStore
 from rdzv_etcd.testing import EtcdCluster
 
 from ..local_servers import LIMIT
-from .groups import Group, assert_one_group, joining, places
+from .clients import make
+from .groups import Group, assert_one_group, eventually, joining, places, waiting
 from .servers import KINDS, Users, distro, program
 
 SECRET = "s3cr3t-w0rd"
@@ -310,3 +313,31 @@ def test_nodes_outlive_their_tokens(kind):
         first = joining(handlers[0])
         assert assert_one_group(places(first + joining(handlers[1])), 2) == 2
         run.shutdown()
+
+
+# ---------------------------------------------------------------- a client of etcd3's
+
+
+def test_rounds_form_over_clients_of_etcd3(server):
+    run_id = uuid.uuid4().hex
+    handlers = []
+    for _ in range(3):
+        client = make("etcd3", server.endpoint)
+        backend = EtcdRendezvousBackend(client, run_id)
+        handlers.append(
+            DynamicRendezvousHandler.from_backend(
+                run_id,
+                EtcdStore(client, backend.run.root("store")),
+                backend,
+                2,
+                3,
+                local_addr="127.0.0.1",
+                timeout=RendezvousTimeout(last_call=timedelta(seconds=LIMIT)),
+            )
+        )
+    for number in (1, 2):
+        assert assert_one_group(places(joining(*handlers)), 3) == number
+    handlers[0].leave()
+    eventually(lambda: all(waiting(handlers[1:])), "nobody has told the others")
+    for handler in handlers:
+        handler.shutdown()
