@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -338,6 +339,10 @@ if __name__ == "__main__":
     faulthandler.enable()
     # Room for what torch does where it writes a backtrace.
     threading.stack_size(1024 * 1024)
+    # Here hundreds of nodes share an interpreter that each has for itself elsewhere. By default
+    # every thread that waits for it wakes 200 times a second to ask for it, and that alone takes
+    # more time than all of their work.
+    sys.setswitchinterval(0.1)
     nodes = Nodes()
     serve(
         {
