@@ -336,7 +336,8 @@ def _watching(node: Node, poll: float) -> Callable[[], None]:
 
 if __name__ == "__main__":
     faulthandler.enable()
-    threading.stack_size(256 * 1024)
+    # Room for what torch does where it writes a backtrace.
+    threading.stack_size(1024 * 1024)
     nodes = Nodes()
     serve(
         {

@@ -37,7 +37,7 @@ LEAST_STEPS = 200
 TAIL_LINES = 15
 
 FIRST = ("node-1", "node-2", "node-3")
-HOST = "node-1"  # its agent hosts the store, so this is the one node that must not be killed
+HOST = "node-1"  # its agent hosts the store of c10d, so there this node must not be killed
 VICTIM = "node-2"
 NEWCOMER = "node-4"
 
@@ -251,11 +251,13 @@ class Demo:
 def rendezvous_settings(backend: str, *, is_host: bool) -> str:
     # Short times, for a job on one machine. torch's own backends know whole seconds only.
     interval = "1" if backend in ("c10d", "etcd-v2") else "0.5"
+    # etcd has no leases of less than two seconds.
+    attempts = "4" if backend.startswith("rdzv-etcd") else "3"
     settings = {
         "join_timeout": "60",
         "last_call_timeout": "1",
         "keep_alive_interval": interval,
-        "keep_alive_max_attempt": "3",
+        "keep_alive_max_attempt": attempts,
     }
     if backend.endswith("c10d"):
         settings["is_host"] = str(int(is_host))

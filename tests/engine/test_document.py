@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import msgspec
@@ -224,3 +226,40 @@ def test_neither_another_write_nor_another_assignment_nor_a_run_opened_again_fol
     later = replace(document, version=document.version + 1, write="later")
     assert not replace(later, nonce=f"x{document.nonce}").follows(document)
     assert not replace(later, closed=False).follows(replace(document, closed=True))
+
+
+_RACE = """
+import sys, threading
+from rdzv.dynamic_rendezvous.document import Assigned, Member, Record, decode, encode
+from rdzv.dynamic_rendezvous import roster
+
+record = Record(kind="enter", node="n", addr="a", pid=1, local_id=0, interval=1.0, id="x")
+stored = [
+    (Record, encode(record)),
+    (Assigned, encode(Assigned("n", 1))),
+    (list[Member], encode([Member(1, 0, record)])),
+    (roster._State, encode(roster._State(schema=1, write="w"))),
+]
+sys.setswitchinterval(1e-7)
+all_here = threading.Barrier(40)
+
+def read():
+    all_here.wait()
+    for kind, data in stored:
+        decode(kind, data, "it")
+
+threads = [threading.Thread(target=read) for _ in range(40)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+@pytest.mark.parametrize("attempt", range(8))
+def test_many_threads_may_be_the_first_to_read_something(attempt):
+    # Half of all processes crashed where msgspec learnt of a type by its first use.
+    done = subprocess.run(
+        [sys.executable, "-c", _RACE], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

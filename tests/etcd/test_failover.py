@@ -359,7 +359,8 @@ def test_a_server_that_lost_everything_ends_nodes_in_a_round(server, group):
 def test_a_server_that_lost_everything_ends_nodes_that_wait(server, one, group):
     run = group(server.endpoint)
     futures = joining(*run.add(2, 3, 3))
-    run.wait_for(one, 2)
+    # A node that had given no sign of life yet would find out when it reads, at a slow pace.
+    eventually(lambda: len(run.leases(one)) == 2)
     lose_data(server)
     for future in futures:
         error = future.exception(LIMIT)

@@ -1,24 +1,35 @@
-"""A process of a gloo group whose store is a RedisStore: RANK WORLD PORT WAY."""
+"""A process of a gloo group on a store written in Python: RANK WORLD PORT WAY [KIND]."""
 
 from __future__ import annotations
 
 import sys
 from datetime import timedelta
 
-import redis
 import torch
 import torch.distributed as dist
 
-from rdzv_redis.store import RedisStore
+LIMIT = timedelta(seconds=60)
+
+
+def open_store(kind: str, port: int) -> dist.Store:
+    if kind == "etcd":
+        from rdzv_etcd.client import EtcdClient
+        from rdzv_etcd.store import EtcdStore
+
+        return EtcdStore(EtcdClient(f"localhost:{port}"), "gloo", LIMIT)
+    import redis
+
+    from rdzv_redis.store import RedisStore
+
+    return RedisStore(redis.Redis(port=port), "gloo:{run}", LIMIT)
 
 
 def main() -> None:
     rank, world, port = map(int, sys.argv[1:4])
-    limit = timedelta(seconds=60)
-    store: dist.Store = RedisStore(redis.Redis(port=port), "gloo:{run}", limit)
+    store = open_store(sys.argv[5] if len(sys.argv) > 5 else "redis", port)
     if sys.argv[4] == "prefixed":
         store = dist.PrefixStore("group", store)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=limit)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=LIMIT)
     numbers = torch.tensor([rank + 1.0])
     dist.all_reduce(numbers)
     assert numbers.item() == world * (world + 1) / 2

@@ -1,4 +1,4 @@
-"""Random sequences of operations answer alike on the stores in Python, on HashStore and on TCPStore."""
+"""Random sequences of operations answer alike on all kinds of stores, and on HashStore."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ before anything looks at it. Nothing that was read is ever executed.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -25,6 +25,7 @@ __all__ = [
     "Record",
     "decode",
     "encode",
+    "prepare",
 ]
 
 SCHEMA = 1
@@ -169,6 +170,21 @@ class _Schema(msgspec.Struct, frozen=True):
 
 T = TypeVar("T")
 
+_DECODERS: dict[object, msgspec.json.Decoder[Any]] = {}
+
+
+def prepare(kind: object) -> None:
+    """Make the decoder of a type; to be called when the type's module is loaded.
+
+    msgspec finds out about a type when it first decodes one. Where two threads are the first
+    at once the second one sees half of it, and the process crashes (msgspec 0.22).
+    """
+    _DECODERS[kind] = msgspec.json.Decoder(kind)
+
+
+for _kind in (Document, Record, Assigned, list[Member], _Schema):
+    prepare(_kind)
+
 
 def encode(value: object) -> bytes:
     """Encode a record as JSON."""
@@ -179,7 +195,7 @@ def decode(kind: type[T], data: bytes, where: str) -> T:
     """Decode what a store held.
 
     Args:
-        kind: The record type, or a list of it.
+        kind: The record type, or a list of it, that was prepared.
         data: The bytes that were read.
         where: What they are, for the error.
 
@@ -194,7 +210,7 @@ def decode(kind: type[T], data: bytes, where: str) -> T:
     try:
         if "schema" in getattr(kind, "__struct_fields__", ()):
             _check_schema(data, where)
-        value = msgspec.json.decode(data, type=kind)
+        value: T = _DECODERS[kind].decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         shown = data[:40]
         raise RendezvousStateError(
@@ -209,7 +225,7 @@ def decode(kind: type[T], data: bytes, where: str) -> T:
 
 def _check_schema(data: bytes, where: str) -> None:
     # A newer version may have changed any other field: look at this one alone first.
-    found = msgspec.json.decode(data, type=_Schema).schema
+    found = _DECODERS[_Schema].decode(data).schema
     if found > SCHEMA:
         raise RendezvousStateError(
             f"{where} was written by a newer rdzv (schema {found}, this one reads up to "

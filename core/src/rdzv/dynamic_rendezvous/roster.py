@@ -24,7 +24,7 @@ from .backend import (
     Token,
     WatchingBackend,
 )
-from .document import Name, decode, encode
+from .document import Name, decode, encode, prepare
 from .runtime import REAL, Runtime
 
 if TYPE_CHECKING:
@@ -68,6 +68,9 @@ class _State(msgspec.Struct, omit_defaults=True):
     changes: Annotated[int, msgspec.Meta(ge=0)] = 0
     rosters: dict[Name, _Roster] = {}
     """By epoch: who is still in a life of the run that was lost writes into its own."""
+
+
+prepare(_State)
 
 
 class DocumentSession(Session):

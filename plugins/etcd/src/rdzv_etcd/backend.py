@@ -125,7 +125,7 @@ def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend,
         RendezvousConnectionError: etcd cannot be reached, or does not accept or permit what
             is needed.
     """
-    from .store import EtcdStore
+    from .store import DEFAULT_RETRY_TIMEOUT, EtcdStore
 
     options = read_options(params)
     client = connect(options)
@@ -134,8 +134,15 @@ def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend,
     )
     backend.run.probe()
     seconds = params.get_as_seconds("timeout", 600.0)
-    prefix = backend.run.root("store")
-    # A client of its own, which connects when it is used: a store keeps itself alive, and what
-    # the backend has open is to end with its node.
-    store = EtcdStore(connect(options), prefix, timedelta(seconds=seconds), ttl=options.ttl)
+    patience = timedelta(seconds=params.get_as_seconds("patience", 60.0))
+    store = EtcdStore(
+        # A client of its own, which connects when it is used: a store keeps itself alive, and
+        # what the backend has open is to end with its node.
+        connect(options),
+        backend.run.root("store"),
+        timedelta(seconds=seconds),
+        ttl=options.ttl,
+        # Nobody is to wait for an etcd that is away for longer than the engine does.
+        retry_timeout=min(DEFAULT_RETRY_TIMEOUT, patience),
+    )
     return backend, store

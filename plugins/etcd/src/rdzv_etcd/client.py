@@ -7,7 +7,6 @@ import os
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,21 +16,21 @@ import grpc
 from rdzv.endpoint import parse_rendezvous_endpoint
 
 from . import seam
-from .seam import Event, Get, Lease, Range, Txn
+from .forks import CLIENTS, GATE, PARENTS
+from .seam import Get, Lease, Range, Txn
 from .translate import (
     BusyError,
     LeaseExistsError,
     TokenError,
     call_error,
-    canceled_error,
     delete_request,
-    event_of,
     get_request,
     put_request,
     range_of,
     result_of,
     txn_request,
 )
+from .watching import Reader, ReadWatch
 from .wire import METHODS, Message, message
 
 __all__ = ["CHANNEL_OPTIONS", "DEFAULT_PORT", "HAS_LEADER", "Connection", "EtcdClient", "Tls"]
@@ -73,8 +72,6 @@ Metadata = tuple[tuple[str, str], ...]
 HAS_LEADER: Metadata = (("hasleader", "true"),)
 """Have a member that is cut off from its leader say so, instead of letting the caller wait."""
 
-_CREATE, _WATCH = message("WatchCreateRequest"), message("WatchRequest")
-
 
 @dataclass(frozen=True)
 class Tls:
@@ -106,69 +103,6 @@ class Tls:
             return None
         with open(path, "rb") as file:
             return file.read()
-
-
-class _Gate:
-    """Keeps threads out of gRPC while this process forks.
-
-    A child that is forked while one is inside may crash at its next call, or hang, for gRPC
-    then leaves it as it is (and says so on the standard error).
-    """
-
-    _PATIENCE = 2.0
-    """Seconds that a fork waits for calls that do not end."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
-        self._inside = 0
-        self._forks = 0
-
-    @property
-    def closed(self) -> bool:
-        return self._forks > 0
-
-    def enter(self) -> None:
-        with self._changed:
-            while self._forks:
-                self._changed.wait()
-            self._inside += 1
-
-    def leave(self) -> None:
-        with self._changed:
-            self._inside -= 1
-            if self._forks:
-                self._changed.notify_all()
-
-    def before_fork(self) -> None:
-        with self._changed:
-            self._forks += 1
-        for client in list(_CLIENTS):
-            client.before_fork()
-        with self._changed:
-            self._changed.wait_for(lambda: not self._inside, self._PATIENCE)
-
-    def after_fork_in_parent(self) -> None:
-        with self._changed:
-            self._forks -= 1
-            self._changed.notify_all()
-
-    def after_fork_in_child(self) -> None:
-        self.__init__()  # type: ignore[misc]
-        for client in list(_CLIENTS):
-            client.after_fork()
-
-
-_CLIENTS: weakref.WeakSet[EtcdClient] = weakref.WeakSet()
-
-_PARENTS: list[object] = []
-"""What a forked child has of its parent's: never to be closed here, not even by forgetting it."""
-
-_GATE = _Gate()
-os.register_at_fork(
-    before=_GATE.before_fork,
-    after_in_parent=_GATE.after_fork_in_parent,
-    after_in_child=_GATE.after_fork_in_child,
-)
 
 
 class Connection:
@@ -211,11 +145,11 @@ class Connection:
         metadata: Metadata = HAS_LEADER,
     ) -> Any:
         """Call a method other than that of a watch."""
-        _GATE.enter()
+        GATE.enter()
         try:
             return self._calls[method](request, timeout=timeout, metadata=metadata)
         finally:
-            _GATE.leave()
+            GATE.leave()
 
     def watch(self, request: Message, metadata: Metadata) -> Any:
         """Begin a watch: an iterator over what comes. The caller has passed the gate."""
@@ -270,7 +204,7 @@ class EtcdClient(seam.Client):
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._reset()
-        _CLIENTS.add(self)
+        CLIENTS.add(self)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -280,7 +214,7 @@ class EtcdClient(seam.Client):
         self._connection: Connection | None = None
         self._candidate: Connection | None = None
         self._closed = False
-        self._readers: set[_Reader] = set()
+        self._readers: set[Reader] = set()
 
     def before_fork(self) -> None:
         """Have the watches' threads leave gRPC; they go on after the fork."""
@@ -293,7 +227,7 @@ class EtcdClient(seam.Client):
         for connection in (self._connection, self._candidate):
             if connection is not None:
                 connection.close.detach()
-                _PARENTS.append(connection)
+                PARENTS.append(connection)
         for reader in self._readers:
             reader.after_fork()
         self._reset()
@@ -373,13 +307,13 @@ class EtcdClient(seam.Client):
     def watch(self, key: bytes, end: bytes = b"", start_revision: int = 0) -> seam.Watch:
         if not start_revision:
             start_revision = self.range(Get(key, count_only=True)).revision + 1
-        reader = _Reader(self, key, end, start_revision)
+        reader = Reader(self, key, end, start_revision)
         with self._lock:
             if self._closed:
                 raise self._closed_error()
             self._readers.add(reader)
         reader.start()
-        return _Watch(reader)
+        return ReadWatch(reader)
 
     def status(self) -> Message:
         """The connected member's version, size of its database and leader (0 for none)."""
@@ -559,194 +493,10 @@ class EtcdClient(seam.Client):
         text = f"The client of etcd at {self.where} was closed."
         return seam.UnavailableError(text, sent=False)
 
-    def forget(self, reader: _Reader) -> None:
+    def forget(self, reader: Reader) -> None:
         """Have nothing to do with a watch any more."""
         # Without the lock: garbage collection may come here while this thread holds it.
         self._readers.discard(reader)
-
-
-class _Watch(seam.Watch):
-    """What the user has of a watch: it ends when nobody has it any more."""
-
-    def __init__(self, reader: _Reader) -> None:
-        self._reader = reader
-        weakref.finalize(self, reader.close).atexit = False
-
-    def next(self, timeout: float) -> list[Event] | None:
-        return self._reader.next(timeout)
-
-    def close(self) -> None:
-        self._reader.close()
-
-
-class _Reader:
-    """A watch's thread, which opens it anew wherever it breaks, and what it has read."""
-
-    def __init__(self, client: EtcdClient, key: bytes, end: bytes, revision: int) -> None:
-        self._client = client
-        self._key, self._end = key, end
-        self._revision = revision
-        self._changed = threading.Condition()
-        self._events: deque[list[Event] | None] = deque()
-        self._error: seam.EtcdError | None = None
-        self._failed = False
-        self._ended = ""
-        self._call: Any = None
-        # Since when there is no watch, and whether it was for the login already.
-        self._broken_at: float | None = time.monotonic()
-        self._renewed = False
-
-    def start(self) -> None:
-        threading.Thread(target=self._run, name="rdzv-etcd-watch", daemon=True).start()
-
-    def next(self, timeout: float) -> list[Event] | None:
-        with self._changed:
-            self._changed.wait_for(self._ready, timeout)
-            if self._events:
-                if self._events[0] is None:
-                    return self._events.popleft()
-                events: list[Event] = []
-                while self._events and self._events[0] is not None:
-                    events += self._events.popleft() or ()
-                return events
-            if self._ended:
-                raise seam.EtcdError(self._ended)
-            error = self._error
-            if error is None:
-                return []
-            if not self._failed:
-                self._error = None
-            raise error
-
-    def _ready(self) -> bool:
-        return bool(self._events or self._ended) or self._error is not None
-
-    def close(self) -> None:
-        self._end_with(f"The watch at {self._client.where} was closed.")
-        self.interrupt()
-        self._client.forget(self)
-
-    def _end_with(self, text: str) -> None:
-        with self._changed:
-            self._ended = self._ended or text
-            self._changed.notify_all()
-
-    def after_fork(self) -> None:
-        """In the child: there is no thread that reads, and the call is the parent's."""
-        _PARENTS.append(self._call)
-        self._call = None
-        self._changed = threading.Condition()
-        self._events.clear()
-        self._end_with("The watch belongs to the process that has opened it; open another one.")
-
-    # ------------------------------------------------------------ the thread
-
-    def _run(self) -> None:
-        while not self._ended:
-            try:
-                self._read()
-            except seam.CompactedError as error:  # noqa: PERF203 - each break is one
-                self._revision = max(self._revision, error.revision)
-                self._say(None)
-            except seam.UnavailableError as error:
-                now = time.monotonic()
-                if self._broken_at is None:
-                    self._broken_at = now
-                if self._client.closed:
-                    return self._complain(error, for_good=True)
-                if now - self._broken_at >= self._client.timeout:
-                    self._complain(error)
-                with self._changed:
-                    self._changed.wait_for(lambda: self._ended, _RETRY)
-            except seam.EtcdError as error:
-                return self._complain(error, for_good=True)
-        return None
-
-    def _read(self) -> None:
-        """Take what etcd sends, until something is raised."""
-        client = self._client
-        until = time.monotonic() + client.timeout
-        connection = client.connected(until)
-        metadata = connection.metadata
-        create = _CREATE(key=self._key, range_end=self._end, start_revision=self._revision)
-        call = None
-        error: seam.EtcdError | None = None
-        _GATE.enter()
-        try:
-            # etcd goes on after the client has said all that it has to say.
-            call = connection.watch(_WATCH(create_request=create), metadata)
-            with self._changed:
-                self._call = call
-            if self._ended or _GATE.closed:
-                call.cancel()
-            for response in call:
-                self._take(response, connection)
-            raise seam.UnavailableError(f"etcd at {connection.endpoint} has ended a watch.")
-        except seam.EtcdError as exc:
-            if isinstance(exc, seam.UnavailableError):
-                client.drop(connection)
-            error = exc
-        except (grpc.RpcError, ValueError) as exc:
-            # What is cancelled here, by a close or for a fork, is no fault of the connection's.
-            if call is None or not call.cancelled():
-                error = client.failed(connection, exc)
-        finally:
-            self.interrupt()
-            _drain(call)
-            _GATE.leave()
-        if isinstance(error, seam.AuthError) and client.has_login and not self._renewed:
-            # etcd may say "permission denied" of a token that it does not know any more.
-            self._renewed = True
-            client.renew(connection, metadata, until)
-        elif error is not None:
-            try:
-                raise error
-            finally:
-                # It knows this frame, which would keep the client until garbage is collected.
-                del error
-
-    def _take(self, response: Message, connection: Connection) -> None:
-        if response.canceled:
-            raise canceled_error(response, connection.endpoint)
-        if response.created:
-            with self._changed:
-                self._broken_at, self._renewed, self._error = None, False, None
-        if response.events:
-            events = [event_of(event) for event in response.events]
-            # Not the response's revision: that is the store's, and more responses may follow
-            # with what happened up to there.
-            self._revision = events[-1].kv.mod_revision + 1
-            self._say(events)
-
-    def interrupt(self) -> None:
-        """End the call; the thread then looks what to do."""
-        with self._changed:
-            call, self._call = self._call, None
-        if call is not None:
-            call.cancel()
-
-    def _say(self, events: list[Event] | None) -> None:
-        with self._changed:
-            self._events.append(events)
-            self._changed.notify_all()
-
-    def _complain(self, error: seam.EtcdError, *, for_good: bool = False) -> None:
-        with self._changed:
-            self._error, self._failed = error, for_good
-            self._changed.notify_all()
-        if for_good:
-            self._client.forget(self)
-
-
-def _drain(call: Any) -> None:
-    """Take from a call that was cancelled what is left, for gRPC lets go of nothing before.
-
-    A stream that is read by one thread looks no further once it was cancelled: its connection
-    would stay open for ever, even after the channel was closed. gRPC offers no public way.
-    """
-    consume = getattr(call, "_consume_next_event", None)
-    while consume is not None and call._state.due:  # noqa: SLF001 - see above
-        consume()
 
 
 def _written(endpoint: str) -> str:

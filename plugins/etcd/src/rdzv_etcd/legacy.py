@@ -6,7 +6,7 @@ import json
 import logging
 import warnings
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from rdzv.api import RendezvousHandler, RendezvousInfo, RendezvousParameters
@@ -19,8 +19,6 @@ from .options import read_options, read_prefix
 from .store import EtcdStore
 
 if TYPE_CHECKING:
-    from rdzv.api import RendezvousStoreInfo
-
     from .seam import Client
 
 __all__ = ["EtcdRendezvous", "EtcdRendezvousHandler", "create_rdzv_handler", "read_url"]
@@ -190,8 +188,8 @@ class EtcdRendezvousHandler(RendezvousHandler):
     def next_rendezvous(self) -> RendezvousInfo:
         number, info = self._rdzv_impl.join()
         store = self._rdzv_impl.setup_kv_store(number)
-        where = cast("RendezvousStoreInfo", info.bootstrap_store_info)
-        return RendezvousInfo(store, info.rank, info.world_size, where)
+        where = info.bootstrap_store_info  # The engine always says it.
+        return RendezvousInfo(store, info.rank, info.world_size, where)  # type: ignore[arg-type]
 
     def is_closed(self) -> bool:
         return self._rdzv_impl.handler.is_closed()

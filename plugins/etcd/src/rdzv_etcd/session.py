@@ -241,8 +241,8 @@ class EtcdSession(Session):
     def _vanished(self) -> RendezvousStateError:
         return torch_compatible(RendezvousStateError)(
             f"The document of the run has vanished from etcd at {self._client.where}: the run's "
-            "time to live was over, somebody has deleted it, or etcd was restored without it. "
-            "Start the job again on all nodes."
+            "time to live was over, somebody has deleted it, or etcd has come back without its "
+            "data. Start the job again on all nodes."
         )
 
     def _check_memory(self) -> None:

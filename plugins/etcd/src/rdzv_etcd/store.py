@@ -52,11 +52,16 @@ _OVERHEAD = 64
 _FEW = 8
 """Keys that are looked at together after the one that was waited for has come."""
 
+_MANY, _DENSE, _PAGE = 256, 1.25, 1024
+"""More keys than the first may be read as a range, if there are no more than the second times as
+many in it; so many at once."""
+
 _CACHED = 4096
 """Bytes of the largest value that is remembered."""
 
-_BACKOFF, _LONGEST_BACKOFF = 0.002, 0.25
-"""Seconds that one whose attempts others have spoiled holds back, at first and at most."""
+_REQUESTS, _LONGEST_BACKOFF = 2, 0.5
+"""How long one whose attempts others have spoiled holds back at first, in times that a request
+takes; and the most, in seconds."""
 
 _NUMBER = re.compile(rb"0|-?[1-9][0-9]{0,18}", re.ASCII)
 
@@ -182,7 +187,7 @@ class EtcdStore(Store):
         self._ttl = ttl
         self._retry_timeout = retry_timeout
         base = etcd_store_prefix if etcd_store_prefix.endswith("/") else f"{etcd_store_prefix}/"
-        self._link = StoreLink(etcd_client, base.encode(), ttl)
+        self._link = StoreLink.shared(etcd_client, base.encode(), ttl)
         self._keys = self._link.keys
         keep_alive(self)
 
@@ -270,21 +275,15 @@ class EtcdStore(Store):
         missing = list(range(len(names)))
         wait = None
         while True:
-            still: list[int] = []
-            for some in _parts(missing, lambda index: 2 * len(names[index])):
-                gets = [self._look_at(names[index]) for index in some]
-                results = self._link.read(gets, self._limit).results
-                for index, result in zip(some, results, strict=True):
-                    kvs = cast("Range", result).kvs
-                    if kvs:
-                        found[index] = self._data(kvs[0])
-                    else:
-                        still.append(index)
-            if not still:
+            read = self._read_span if len(missing) > _MANY else self._read_each
+            kvs, revision = read([names[index] for index in missing])
+            for index, kv in zip(missing, kvs, strict=True):
+                found[index] = None if kv is None else self._data(kv)
+            missing = [index for index in missing if found[index] is None]
+            if not missing:
                 return cast("list[bytes]", found)
-            missing = still
             wait = wait or Wait(self.timeout, names)
-            self._wait_for(wait, [names[index] for index in missing])
+            self._wait_for(wait, [names[index] for index in missing], revision)
 
     def multi_set(self, keys: Iterable[Data], values: Iterable[Data]) -> None:
         names = names_of(keys)
@@ -300,15 +299,13 @@ class EtcdStore(Store):
         return True
 
     def clone(self) -> EtcdStore:
-        clone = EtcdStore(
+        return EtcdStore(
             self._client,
             self._prefix,
             self.timeout,
             ttl=self._ttl,
             retry_timeout=self._retry_timeout,
         )
-        clone._link = self._link
-        return clone
 
     # Queues.
 
@@ -415,15 +412,18 @@ class EtcdStore(Store):
         names = names_of(keys)
         self._wait_for(Wait(self.timeout if timeout is None else timeout, names), names)
 
-    def _wait_for(self, wait: Wait, names: list[bytes]) -> None:
-        start, at_once = 0, _OPERATIONS
+    def _wait_for(self, wait: Wait, names: list[bytes], revision: int = 0) -> None:
+        """Wait for keys, the first of which was missing at ``revision`` if that is known."""
+        start, at_once = 0, _FEW if revision else _OPERATIONS
+        missing: int | None = 0
         while True:
-            missing, revision = self._first_missing(names, start, at_once)
+            if not revision:
+                missing, revision = self._first_missing(names, start, at_once)
             if missing is None:
                 return
             come = self._sleep(wait, self._keys.value(names[missing]), SEEN_END, revision)
             # It need not be looked for again, and the next one has probably not come either.
-            start, at_once = missing + (come is not None), _FEW
+            start, at_once, revision = missing + (come is not None), _FEW, 0
 
     def _first_missing(
         self, names: list[bytes], start: int, at_once: int
@@ -484,6 +484,36 @@ class EtcdStore(Store):
         """Read a value, or if there is none the queue of its name."""
         value = self._keys.value(name)
         return Get(value, value + SEEN_END, limit=0 if count else 1, count_only=count)
+
+    def _read_each(self, names: list[bytes]) -> tuple[list[KeyValue | None], int]:
+        """Read values key by key, and the revision at which the first one was missing."""
+        found: list[KeyValue | None] = []
+        revision = 0
+        for some in _parts(names, lambda name: 2 * len(name)):
+            answer = self._link.read([self._look_at(name) for name in some], self._limit)
+            for result in answer.results:
+                kvs = cast("Range", result).kvs
+                found.append(kvs[0] if kvs else None)
+                revision = revision or (0 if kvs else answer.revision)
+        return found, revision
+
+    def _read_span(self, names: list[bytes]) -> tuple[list[KeyValue | None], int]:
+        """Read values with all that are between them, if those are few: it is much quicker."""
+        keys = [self._keys.value(name) for name in names]
+        start, end = min(keys), max(keys) + SEEN_END
+        span = self._link.range(Get(start, end, count_only=True), self._limit)
+        if span.count > len(keys) * _DENSE:
+            return self._read_each(names)
+        found: dict[bytes, KeyValue] = {}
+        more = True
+        while more:
+            page = self._link.range(Get(start, end, limit=_PAGE), self._limit)
+            found.update((kv.key, kv) for kv in page.kvs)
+            more = page.more
+            if more:
+                start = page.kvs[-1].key + b"\0"
+        # What was missing in a later page has perhaps come since; then a watch tells it again.
+        return [found.get(key) or found.get(key + QUEUE) for key in keys], span.revision
 
     @staticmethod
     def _data(kv: KeyValue) -> bytes:
@@ -556,9 +586,9 @@ class EtcdStore(Store):
             return self._link.change(root, write, self._limit, f"{what} of key {_shown(name)}")
         except seam.TooLargeError as exc:
             raise DistStoreError(
-                f"The {what} of key {_shown(name)} writes {size} bytes. etcd takes no more than 1.5 "
-                "MiB in one request, key included, where its --max-request-bytes does not permit "
-                f"it: divide the value, or start etcd with a higher limit. {exc}"
+                f"The {what} of key {_shown(name)} writes {size} bytes. etcd takes no more than "
+                "1.5 MiB in one request, key included, where its --max-request-bytes does not "
+                f"permit it: divide the value, or start etcd with a higher limit. {exc}"
             ) from exc
 
     @staticmethod
@@ -574,18 +604,22 @@ class _Rivals:
 
     One attempt fails because what was known is old, and tells what is true now. The next one,
     made at once, fails only if somebody changed it within one request: then there are several.
+    The more there are, the longer etcd takes for each request: so that is the measure.
     """
 
     def __init__(self) -> None:
         self._wins = 0
-        self._longest = _BACKOFF
+        self._longest = 0.0
+        self._tried_at = time.monotonic()
 
     def won(self) -> None:
         """Another one was first; sleep, if it has to be."""
         self._wins += 1
         if self._wins % 2 == 0:
+            taken = time.monotonic() - self._tried_at
+            self._longest = min(_LONGEST_BACKOFF, max(_REQUESTS * taken, 2 * self._longest))
             time.sleep(random.uniform(0, self._longest))  # noqa: S311
-            self._longest = min(_LONGEST_BACKOFF, 2 * self._longest)
+        self._tried_at = time.monotonic()
 
 
 def _value_of(found: Range) -> _Value:

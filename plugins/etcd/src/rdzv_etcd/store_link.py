@@ -149,7 +149,7 @@ class Memory:
 
 
 class StoreLink:
-    """What the clones of a store share: the client, the lease, and what is known.
+    """What the stores of one client and prefix share: the client, the lease, and what is known.
 
     Args:
         client: The client.
@@ -168,6 +168,15 @@ class StoreLink:
         self._touch_at = time.monotonic() + ttl / _TOUCHES
         self._revision = 0
         self._seen_at = -math.inf
+
+    @classmethod
+    def shared(cls, client: seam.Client, base: bytes, ttl: float) -> StoreLink:
+        """The link that stores of that client, prefix and time to live have, or a new one."""
+        links = _links.setdefault(client, weakref.WeakValueDictionary())
+        link = links.get((base, ttl))
+        if link is None:
+            link = links.setdefault((base, ttl), cls(client, base, ttl))
+        return link
 
     # ------------------------------------------------------------ the lease
 
@@ -325,6 +334,10 @@ class StoreLink:
         text = f"An answer of etcd at {self.client.where} was lost, and it {why}."
         return seam.UnavailableError(text)
 
+
+_links: weakref.WeakKeyDictionary[
+    seam.Client, weakref.WeakValueDictionary[tuple[bytes, float], StoreLink]
+] = weakref.WeakKeyDictionary()
 
 _memories: weakref.WeakSet[Memory] = weakref.WeakSet()
 
