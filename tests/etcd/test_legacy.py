@@ -35,12 +35,12 @@ from rdzv_etcd.store import EtcdStore
 
 from ..local_servers import LIMIT
 from .groups import eventually
-from .servers import KINDS, program
+from .servers import distro
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def server(request) -> Iterator[EtcdServer]:
-    with EtcdServer(binary=program(request.param), durable=False) as server:
+@pytest.fixture(scope="module")
+def server() -> Iterator[EtcdServer]:
+    with EtcdServer(binary=distro(), durable=False) as server:
         yield server
 
 

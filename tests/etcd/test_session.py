@@ -395,6 +395,12 @@ def test_a_run_is_renewed_however_often_its_nodes_connect_anew(client, request, 
 # ---------------------------------------------------------------- a node's lease
 
 
+def lease_of(session: EtcdSession, slot: int) -> int:
+    """The lease under which a slot is."""
+    (kv,) = session._client.range(Get(session._slot(slot))).kvs
+    return kv.lease
+
+
 def test_a_slot_is_held_as_long_as_its_lease_lives(client, opened):
     beats, looks = opened(), opened()
     assert looks.beats([0, 1]) == {0: 0, 1: 0}
@@ -403,7 +409,7 @@ def test_a_slot_is_held_as_long_as_its_lease_lives(client, opened):
     assert looks.beats([1]) == {1: HELD}
     every = range(7)
     assert looks.beats(every) == {slot: HELD if slot == 1 else 0 for slot in every}
-    client.lease_revoke(beats._lease)
+    client.lease_revoke(lease_of(beats, 1))
     for slots in ([1], [0, 1], every):
         assert looks.beats(slots)[1] == 0
 
@@ -413,21 +419,13 @@ def test_a_lease_that_ended_is_made_anew_with_the_next_beat(client, opened, slot
     beats, looks = opened(), opened()
     beats.swap(b"{}", None)
     beats.beat(3)
-    client.lease_revoke(beats._lease)
+    client.lease_revoke(lease_of(beats, 3))
     assert looks.beats([3]) == {3: 0}
     beats.beat(slot)
     assert looks.beats([slot]) == {slot: HELD}
     beats.beat(3)
     beats.beat(4)
     assert looks.beats([3, 4]) == {3: HELD, 4: HELD}
-
-
-def test_a_node_beats_in_several_slots_under_one_lease(client, backend, session):
-    for _ in range(2):
-        for slot in (0, 5):
-            session.beat(slot)
-    leases = {kv.lease for kv in keys(client, backend) if b"/beats/" in kv.key}
-    assert leases == {session._lease}
 
 
 def test_a_beat_in_another_epoch_is_a_key_of_its_own(opened):
@@ -440,15 +438,61 @@ def test_a_beat_in_another_epoch_is_a_key_of_its_own(opened):
     assert looks.beats([0]) == {0: HELD}
 
 
-def test_a_session_that_follows_another_takes_its_slot_over(client, opened):
-    first, looks = opened(), opened()
-    first.beat(0)
-    first.close()
-    second = opened()
+def test_the_sessions_of_a_node_hold_its_slot_by_one_lease(client, opened):
+    # As after an outage, when each of its threads has connected anew and beats at once.
+    sessions = [opened() for _ in range(3)]
+    threads = [threading.Thread(target=session.beat, args=(0,)) for session in sessions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT)
+    lease = lease_of(sessions[0], 0)
+    for session in sessions:
+        session.beat(0)
+        assert lease_of(session, 0) == lease
+        session.close()
+    # Of no other is anything left that could take it along.
+    assert opened().beats([0]) == {0: HELD}
+    client.lease_revoke(lease)
+    assert opened().beats([0]) == {0: 0}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_one_session_of_a_node_keeps_its_slot_alive_for_all(client, request, count):
+    backend = EtcdRendezvousBackend(client, request.node.name, lease_ttl=2)
+    sessions = [backend.open_session() for _ in range(count)]
+    for session in sessions:
+        session.attach(EPOCH)
+        session.beat(0)
+    # For longer than any lease of its others would live.
+    other = client.lease_grant(3).id
+    client.put(b"/other", b"", other)
+    while client.range(Get(b"/other")).kvs:
+        sessions[0].beat(0)
+        assert sessions[0].beats([0]) == {0: HELD}
+        time.sleep(0.05)
+    for session in sessions:
+        session.close()
+
+
+def test_a_write_that_comes_late_does_not_take_the_slot_along(client, opened, monkeypatch):
+    first, second = opened(), opened()
+    late: list[tuple[bytes, bytes, int]] = []
+
+    def put(key: bytes, value: bytes, lease: int = 0) -> int:
+        late.append((key, value, lease))
+        raise seam.TimeoutError("no answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(client, "put", put)
+        with pytest.raises(RendezvousConnectionError):
+            first.beat(0)
     second.beat(0)
-    # What the first one leaves behind ends without the slot.
-    client.lease_revoke(first._lease)
-    assert looks.beats([0]) == {0: HELD}
+    ((key, value, lease),) = late
+    client.put(key, value, lease)
+    assert lease_of(second, 0) == lease
+    second.beat(0)
+    assert second.beats([0]) == {0: HELD}
 
 
 def test_a_beat_is_one_request(counting, request):
@@ -467,7 +511,7 @@ def test_a_node_whose_lease_ended_sees_whether_etcd_still_has_its_run(client, ba
     swap = session.swap(b"{}", None)
     session.beat(0)
     client.delete(backend.run.key("document"))
-    client.lease_revoke(session._lease)
+    client.lease_revoke(lease_of(session, 0))
     with pytest.raises(RendezvousStateError, match="Start the job again on all nodes"):
         session.beat(0)
     assert swap.won

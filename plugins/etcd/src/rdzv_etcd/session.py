@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import secrets
 import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
@@ -48,6 +49,34 @@ _RENEWALS = 8
 _FORGOTTEN = b"-"
 
 
+class Beats:
+    """The leases of the slots where the sessions of one backend beat.
+
+    All threads of a node beat when they have connected anew. If each put the slot under a lease of
+    its own, one that nobody renews would take it along when it ends. So they agree on a number
+    before they ask etcd for it, and what is still under way somewhere puts it under the same.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._leases: dict[bytes, int] = {}
+        self.written: set[int] = set()
+        """Leases under which a slot was put."""
+
+    def lease_of(self, key: bytes) -> int:
+        """The number of the lease of a slot, whether it has been made or not."""
+        with self._lock:
+            return self._leases.setdefault(key, secrets.randbits(63) | 1)
+
+    def lease_after(self, key: bytes, ended: int) -> int:
+        """The number of the one that follows a lease that has ended: none is used again."""
+        with self._lock:
+            if self._leases[key] == ended:
+                self._leases[key] = secrets.randbits(63) | 1
+                self.written.discard(ended)
+            return self._leases[key]
+
+
 class Run:
     """A run on an etcd cluster: the names of its keys, and the lease that all of them share.
 
@@ -68,6 +97,7 @@ class Run:
         # All nodes know its number without asking: whoever comes first makes it.
         digest = hashlib.sha256(self.root().encode()).digest()
         self.lease = int.from_bytes(digest[:8], "big") >> 1 | 1
+        self.beats = Beats()
 
     @staticmethod
     def names(run_id: str, prefix: str) -> Callable[..., str]:
@@ -172,9 +202,6 @@ class EtcdSession(Session):
         """The last ticket that it has read, and the revision at which that was taken."""
         self._arrived: tuple[int, int] | None = None
         """The newest ticket of which it knows, and as of which revision."""
-        self._lease = 0
-        self._slots: set[int] = set()
-        """Where it has beaten under that lease."""
         self._read_at = 0
         """The newest version of the document that it has read or written."""
 
@@ -275,7 +302,6 @@ class EtcdSession(Session):
             log.close()
         self._epoch = epoch
         self._seen, self._arrived = (0, 0), None
-        self._slots = set()
 
     # ------------------------------------------------------------ the roster
 
@@ -358,24 +384,17 @@ class EtcdSession(Session):
         return {}
 
     def _keep_alive(self, slot: int) -> None:
-        client, key = self._client, self._slot(slot)
-        if slot in self._slots:
-            if client.lease_keepalive(self._lease):
+        client, beats, key = self._client, self._run.beats, self._slot(slot)
+        lease = beats.lease_of(key)
+        if lease in beats.written:
+            if client.lease_keepalive(lease):
                 return
-            # It has ended, and its keys with it.
-            self._lease = 0
-        if self._lease:
-            try:
-                client.put(key, b"", self._lease)
-            except LeaseGoneError:
-                self._lease = 0
-        if not self._lease:
-            self._slots.clear()
             # Perhaps it was etcd that forgot it, and more.
             self._check_memory()
-            self._lease = client.lease_grant(self._lease_ttl).id
-            client.put(key, b"", self._lease)
-        self._slots.add(slot)
+            lease = beats.lease_after(key, lease)
+        client.lease_grant(self._lease_ttl, lease)
+        client.put(key, b"", lease)
+        beats.written.add(lease)
 
     def _slot(self, slot: int) -> bytes:
         return self._key("beats", str(slot))
