@@ -517,6 +517,14 @@ def test_a_node_whose_lease_ended_sees_whether_etcd_still_has_its_run(client, ba
     assert swap.won
 
 
+def test_a_node_that_beats_for_the_first_time_sees_that_revisions_began_anew(opened, monkeypatch):
+    session = opened()
+    swap = session.swap(b"{}", None)
+    monkeypatch.setattr(session._client, "put", lambda *_: swap.token)
+    with pytest.raises(RendezvousStateError, match="Start the job again on all nodes"):
+        session.beat(0)
+
+
 # ---------------------------------------------------------------- pieces
 
 

@@ -393,7 +393,9 @@ class EtcdSession(Session):
             self._check_memory()
             lease = beats.lease_after(key, lease)
         client.lease_grant(self._lease_ttl, lease)
-        client.put(key, b"", lease)
+        if client.put(key, b"", lease) <= self._read_at:
+            # Revisions only grow, unless they have begun anew.
+            raise self._vanished()
         beats.written.add(lease)
 
     def _slot(self, slot: int) -> bytes:
