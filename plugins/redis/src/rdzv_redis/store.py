@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import operator
 import secrets
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import redis
 from redis.exceptions import ClusterError, RedisClusterException
 from torch.distributed import DistNetworkError, DistStoreError, QueueEmptyError, Store
+
+from rdzv.stores import (
+    DEFAULT_TIMEOUT,
+    Wait,
+    amount_of,
+    keep_alive,
+    let_go,
+    list_of,
+    name_of,
+    names_of,
+    value_of,
+)
 
 from .lanes import lanes_of
 from .store_scripts import store_scripts
@@ -21,20 +32,17 @@ if TYPE_CHECKING:
 
     from redis.cluster import RedisCluster
 
+    from rdzv.stores import Data
+
     from .wire import Argument
 
 __all__ = ["DEFAULT_TIMEOUT", "DEFAULT_TTL", "LARGEST_VALUE", "RedisStore"]
-
-DEFAULT_TIMEOUT = timedelta(minutes=5)
-"""How long a store waits unless it is told otherwise, as in torch."""
 
 DEFAULT_TTL = 7200.0
 """Seconds that the data outlives its last use."""
 
 LARGEST_VALUE = 512 * 1024 * 1024
 """Bytes of the largest value: what Redis takes in one string."""
-
-Data: TypeAlias = "str | bytes | bytearray"
 
 _PACE = 3.0
 """Seconds after which one who waits looks again although nobody woke it: the push may be lost."""
@@ -46,8 +54,6 @@ _CHUNK = 1000
 """Keys that one look of a wait takes."""
 
 _BLPOP = Command("BLPOP")
-
-_SMALLEST, _LARGEST = -(2**63), 2**63 - 1
 
 
 class RedisStore(Store):
@@ -135,11 +141,11 @@ class RedisStore(Store):
         self._lanes = lanes_of(client)
         self._touch_at = time.monotonic() + ttl / _TOUCHES
         self._pace = min(_PACE, (_socket_timeout(client) or 2 * _PACE) / 2)
-        _alive.add(self)
+        keep_alive(self)
 
     def close(self) -> None:
         """Let the store be freed. Neither a PrefixStore nor a process group may use it any more."""
-        _alive.discard(self)
+        let_go(self)
 
     def __repr__(self) -> str:
         return f"RedisStore({self._where()}, prefix={self._prefix!r})"
@@ -147,36 +153,30 @@ class RedisStore(Store):
     # Values.
 
     def set(self, key: Data, value: Data) -> None:
-        self._change("set", _name(key), _value(value))
+        self._change("set", name_of(key), _value(value))
 
     def get(self, key: Data) -> bytes:
-        name = _name(key)
+        name = name_of(key)
         value: bytes | None = self._ask(self._hget, name)
         if value is not None:
             return value
         return self._get_all([name], lambda: [self._ask(self._hget, name)])[0]
 
     def add(self, key: Data, amount: int) -> int:
-        try:
-            amount = operator.index(amount)
-        except TypeError as exc:
-            raise TypeError(f"The amount must be an int, not {type(amount).__name__}.") from exc
-        if not _SMALLEST <= amount <= _LARGEST:
-            raise TypeError(f"The amount {amount} does not fit into 64 bits.")
-        return int(self._change("add", _name(key), b"%d" % amount))
+        return int(self._change("add", name_of(key), b"%d" % amount_of(amount)))
 
     def compare_set(self, key: Data, expected_value: Data, desired_value: Data) -> bytes:
         expected, desired = _value(expected_value), _value(desired_value)
-        answer: bytes = self._change("compare_set", _name(key), expected, desired)
+        answer: bytes = self._change("compare_set", name_of(key), expected, desired)
         if answer == b"d":
             return desired
         return expected if answer == b"e" else answer[1:]
 
     def append(self, key: Data, value: Data) -> None:
-        self._change("append", _name(key), _value(value), LARGEST_VALUE)
+        self._change("append", name_of(key), _value(value), LARGEST_VALUE)
 
     def delete_key(self, key: Data) -> bool:
-        return bool(self._change("delete_key", _name(key)) == b"1")
+        return bool(self._change("delete_key", name_of(key)) == b"1")
 
     def num_keys(self) -> int:
         return int(self._ask(self._hlen))
@@ -185,14 +185,14 @@ class RedisStore(Store):
         return [name.decode() for name in self._ask(self._hkeys)]
 
     def multi_get(self, keys: Iterable[Data]) -> list[bytes]:
-        names = _names(keys)
+        names = names_of(keys)
         if not names:
             return []
         return self._get_all(names, lambda: self._ask(self._hmget, *names))
 
     def multi_set(self, keys: Iterable[Data], values: Iterable[Data]) -> None:
-        names = _names(keys)
-        stored = [_value(value) for value in _listed(values)]
+        names = names_of(keys)
+        stored = [_value(value) for value in list_of(values)]
         if len(names) != len(stored):
             raise DistStoreError("multiSet keys and values vectors must be of same size")
         if names:
@@ -208,10 +208,10 @@ class RedisStore(Store):
     # Queues.
 
     def queue_push(self, key: Data, value: Data) -> None:
-        self._change("push", _name(key), _value(value))
+        self._change("push", name_of(key), _value(value))
 
     def queue_pop(self, key: Data, block: bool = True) -> bytes:
-        name = _name(key)
+        name = name_of(key)
         wait = _Wait(self.timeout, [name]) if block else None
         while True:
             waiter = (wait.waiter, self._patience) if wait else ()
@@ -223,17 +223,17 @@ class RedisStore(Store):
             self._sleep(wait)
 
     def queue_len(self, key: Data) -> int:
-        name = _name(key)
+        name = name_of(key)
         head, tail = self._ask(self._queue, b"h" + name, b"t" + name)
         return int(tail or 0) - int(head or 0)
 
     # Waiting.
 
     def check(self, keys: Iterable[Data]) -> bool:
-        return self._first_missing(_names(keys)) is None
+        return self._first_missing(names_of(keys)) is None
 
     def wait(self, keys: Iterable[Data], timeout: timedelta | float | None = None) -> None:
-        names = _names(keys)
+        names = names_of(keys)
         self._wait_for(_Wait(self.timeout if timeout is None else timeout, names))
 
     def _wait_for(self, wait: _Wait) -> None:
@@ -277,13 +277,7 @@ class RedisStore(Store):
 
     def _sleep(self, wait: _Wait) -> None:
         """Sleep until woken or until it is time to look again."""
-        left = wait.deadline - time.monotonic()
-        if left <= 0:
-            raise DistStoreError(
-                f"wait timeout after {wait.milliseconds}ms, keys: "
-                + ", ".join("/" + name.decode(errors="replace") for name in wait.names)
-            )
-        seconds = max(0.001, min(left, self._pace))
+        seconds = max(0.001, min(wait.left(), self._pace))
         self._ask(_BLPOP, b"%b:wake:%b" % (self._base, wait.waiter.encode()), f"{seconds:.3f}")
 
     # Talking to the server.
@@ -332,28 +326,16 @@ class RedisStore(Store):
         return f"Redis at {settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
 
 
-class _Wait:
-    """What one call waits for and until when, and the name under which it is woken."""
+class _Wait(Wait):
+    """A wait, with the name under which it is woken."""
 
     def __init__(self, timeout: timedelta | float, names: list[bytes]) -> None:
-        if not isinstance(timeout, timedelta):
-            # torch takes a float as seconds, but no int.
-            if not isinstance(timeout, float):
-                raise TypeError(f"A timeout is a timedelta, not {type(timeout).__name__}.")
-            timeout = timedelta(seconds=timeout)
-        seconds = timeout.total_seconds()
-        if seconds < 0:
-            raise ValueError(f"The timeout is {seconds} seconds; it must not be below zero.")
-        self.names = names
-        self.milliseconds = int(seconds * 1000)
-        self.deadline = time.monotonic() + seconds
+        super().__init__(timeout, names)
         # A name that no other call has: who is woken late wakes nobody else.
         self.waiter = secrets.token_hex(8)
 
 
 _UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, ClusterError, RedisClusterException)
-
-_alive: set[RedisStore] = set()
 
 
 def _settings(client: Any) -> dict[str, Any]:
@@ -371,38 +353,10 @@ def _secrets(client: Any) -> list[str]:
     return [str(password)] if password else []
 
 
-def _bytes(data: Data, what: str) -> bytes:
-    if isinstance(data, str):
-        try:
-            return data.encode()
-        except UnicodeEncodeError as exc:
-            raise TypeError(f"A {what} cannot be written in UTF-8: {exc}") from exc
-    if isinstance(data, bytes):
-        return data
-    if isinstance(data, bytearray):
-        return bytes(data)
-    raise TypeError(f"A {what} must be str or bytes, not {type(data).__name__}.")
-
-
-def _name(key: Data) -> bytes:
-    return _bytes(key, "key")
-
-
 def _value(value: Data) -> bytes:
-    data = _bytes(value, "value")
+    data = value_of(value)
     if len(data) > LARGEST_VALUE:
         raise DistStoreError(
             f"A value has {len(data)} bytes; Redis takes no more than {LARGEST_VALUE}. Divide it."
         )
     return data
-
-
-def _listed(data: Iterable[Data]) -> list[Data]:
-    # Each character of a text would be taken for a key.
-    if isinstance(data, str | bytes | bytearray):
-        raise TypeError(f"A sequence is needed, not {type(data).__name__}.")
-    return list(data)
-
-
-def _names(keys: Iterable[Data]) -> list[bytes]:
-    return [_name(key) for key in _listed(keys)]
