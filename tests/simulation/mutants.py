@@ -28,6 +28,7 @@ from rdzv.dynamic_rendezvous import (
     perform,
     roster,
 )
+from rdzv.dynamic_rendezvous.backend import HELD
 from rdzv.errors import RendezvousConnectionError
 from rdzv.testing.simulation import Fault, Node, Scenario, generate, hub
 
@@ -492,3 +493,31 @@ def woken_node_enters_before_it_beats():
 @mutant("a store for workers that was offered in vain, as it seemed, is offered to another round")
 def bootstrap_store_offered_twice():
     return [(machine.Machine, "_master_for", lambda self, _: self._master)]
+
+
+def leased(seed: int) -> Scenario:
+    """The scenario of a seed, on a store that keeps leases."""
+    return msgspec.structs.replace(generate(seed), leased=True, roster=True)
+
+
+def _at_the_end_of_a_lease(then: Callable[[liveness.Silence, str], None]) -> list[Patch]:
+    original: Any = liveness.Silence.observe
+
+    def observe(self, counts, now, period):
+        before = self._counts
+        seen = original(self, counts, now, period)
+        for node, (slot, number) in counts.items():
+            if before.get(node) == (slot, HELD) != (slot, number):
+                then(self, node)
+        return seen
+
+    return [(liveness.Silence, "observe", observe)]
+
+
+@mutant("the end of a lease says no more than that a node begins to be silent", leased)
+def the_end_of_a_lease_is_silence():
+    def begin(silence, node):
+        silence._ended.discard(node)
+        silence._silent[node] = 0.0
+
+    return _at_the_end_of_a_lease(begin)
