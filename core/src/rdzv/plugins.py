@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import logging
 import threading
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import importlib_metadata
@@ -40,6 +43,7 @@ __all__ = [
     "extensions",
     "installed",
     "load",
+    "problems",
 ]
 
 BACKENDS = "rdzv.backends"
@@ -100,6 +104,46 @@ def installed() -> list[InstalledBackend]:
     No plugin is imported. A name that two distributions offer is listed twice.
     """
     return sorted(found.entry for found in _find(BACKENDS))
+
+
+def problems() -> list[tuple[InstalledBackend, str]]:
+    """List the installed backends, and what is wrong with each; an empty text where nothing is.
+
+    No plugin is imported, so that what only its import would show is not found.
+    """
+    every = _find(BACKENDS)
+    offers = Counter(found.entry.name for found in every)
+    return sorted((found.entry, _problem(found, offers)) for found in every)
+
+
+def _problem(found: _Found, offers: Counter[str]) -> str:
+    entry = found.entry
+    if offers[entry.name] > 1:
+        return "offered by another distribution too: uninstall all but one"
+    try:
+        _check_core_range(found)
+    except IncompatiblePluginError as error:
+        return str(error)
+    module = entry.module.partition(":")[0]
+    if not _is_there(module):
+        return f"its module {module} is missing: pip install --force-reinstall {entry.distribution}"
+    return ""
+
+
+def _is_there(module: str) -> bool:
+    """Whether a module can be found, as far as this can be told without importing its package."""
+    package, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return False
+    if spec is None:
+        return False
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    if not rest or not any(folder.is_dir() for folder in folders):
+        return True  # In a zip file, say: nobody knows.
+    places = [folder.joinpath(*rest) for folder in folders]
+    return any(place.is_dir() or any(place.parent.glob(f"{place.name}.*")) for place in places)
 
 
 _loaded: dict[str, BackendSpec | HandlerSpec] = {}

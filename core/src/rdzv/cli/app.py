@@ -31,6 +31,23 @@ def rdzv() -> None:
 
 
 @app.command()
+def backends(
+    name: Annotated[
+        Optional[str],  # noqa: UP045 - as below
+        typer.Argument(help="Instead of all: what one of them offers; imports it."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Say it as JSON.")] = False,
+) -> None:
+    """List the installed backends, or tell what one of them offers, promises and takes.
+
+    Exit code 0: all is well; 1: something is wrong with one of them; 2: there is no such one.
+    """
+    from .backends import describe, show
+
+    raise typer.Exit(show(as_json=as_json) if name is None else describe(name, as_json=as_json))
+
+
+@app.command()
 def conformance(
     backend: Annotated[str, typer.Argument(help="The name of an installed backend.")],
     endpoint: Annotated[str, typer.Option(help="Where its server is; as for a job.")],
