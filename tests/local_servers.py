@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -36,10 +37,20 @@ def missing(what: str, how: str) -> NoReturn:
     pytest.skip(message)
 
 
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline
+def eventually(
+    condition: Callable[[], object],
+    what: str = "",
+    limit: float = LIMIT,
+    *,
+    unknown: tuple[type[Exception], ...] = (),
+) -> None:
+    """Wait until the condition holds; where it is ``unknown`` now it is asked again."""
+    deadline = time.monotonic() + limit
+    while True:
+        with contextlib.suppress(*unknown):
+            if condition():
+                return
+        assert time.monotonic() < deadline, what or "It has not come about in time."
         time.sleep(0.005)
 
 

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from rdzv_etcd import seam
 from rdzv_etcd.client import CHANNEL_OPTIONS, HAS_LEADER, EtcdClient, Tls
 from rdzv_etcd.etcd3_adapter import Etcd3Client
 
+from .. import local_servers
 from ..local_servers import LIMIT
 
 CLIENTS = ("own", "etcd3")
@@ -131,17 +133,8 @@ def numbers(count: int) -> list[bytes]:
     return [b"%d" % number for number in range(count)]
 
 
-def eventually(condition: Callable[[], object]) -> None:
-    """Wait until the condition holds; where no member can be reached it is asked again."""
-    deadline = time.monotonic() + 2 * LIMIT
-    while True:
-        try:
-            if condition():
-                return
-        except seam.UnavailableError:
-            pass
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+eventually = partial(local_servers.eventually, limit=2 * LIMIT, unknown=(seam.UnavailableError,))
+"""Wait until a condition holds; where no member can be reached it is asked again."""
 
 
 def threads() -> set[threading.Thread]:

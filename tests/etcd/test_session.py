@@ -355,7 +355,7 @@ def test_all_keys_of_a_run_are_gone_after_its_time_to_live(client, request):
     backend.set_state(b"state")
     backend.run.probe()
     assert len(keys(client, backend)) == 5
-    eventually(lambda: not keys(client, backend), "keys are left", LIMIT)
+    eventually(lambda: not keys(client, backend), "keys are left", limit=LIMIT)
     with pytest.raises(RendezvousStateError, match="time to live was over"):
         session.swap(b"[]", swap.token)
     session.close()

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +18,8 @@ import redis
 from rdzv.testing.local_server import packaged_program
 from rdzv_redis.server import RedisServer
 
-from ..local_servers import LIMIT, missing
+from .. import local_servers
+from ..local_servers import missing
 
 SERVICE = "job"
 """What the sentinels call the master."""
@@ -27,15 +27,8 @@ SERVICE = "job"
 SLOTS = 16384
 
 
-def eventually(condition: Callable[[], object], what: str = "", limit: float = LIMIT) -> None:
-    """Wait until the condition holds; one that cannot be asked now is asked again."""
-    deadline = time.monotonic() + limit
-    while True:
-        with contextlib.suppress(redis.RedisError, OSError):
-            if condition():
-                return
-        assert time.monotonic() < deadline, what or "It has not come about in time."
-        time.sleep(0.01)
+eventually = partial(local_servers.eventually, unknown=(redis.RedisError, OSError))
+"""Wait until a condition holds; one that cannot be asked now is asked again."""
 
 
 # ---------------------------------------------------------------- programs

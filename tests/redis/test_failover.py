@@ -8,22 +8,20 @@ import os
 import signal
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar
 
 import pytest
 import redis
 
-from rdzv import RendezvousHandler, RendezvousParameters, get_rendezvous_handler
-from rdzv.dynamic_rendezvous import DynamicRendezvousHandler
-from rdzv.errors import RendezvousConnectionError, RendezvousError, RendezvousStateError
+from rdzv.errors import RendezvousConnectionError, RendezvousStateError
 from rdzv_redis.backend import RedisRendezvousBackend, create_backend
 from rdzv_redis.server import RedisServer
 from rdzv_redis.session import Run
 
+from .. import groups
+from ..groups import assert_one_group, joining, places, refuses, settled
 from ..local_servers import LIMIT
 from .servers import (
     Cluster,
@@ -39,56 +37,20 @@ from .servers import (
 AFTER_FAILOVER = 1_000_001
 """The first round after the first failover."""
 
-Place = tuple[int, int, int]
-"""Round, rank and world size."""
 
+class Group(groups.Group):
+    """The nodes of one run on Redis."""
 
-class Group:
-    """The nodes of one run, each with threads and connections of its own."""
-
-    def __init__(self, endpoint: str, **settings: Any) -> None:
-        self.endpoint = endpoint
-        self.run_id = uuid.uuid4().hex
-        self.settings: dict[str, Any] = {
-            "local_addr": "127.0.0.1",
-            "last_call_timeout": 0.3,
-            "keep_alive_interval": 0.2,
-            "keep_alive_max_attempt": 10,
-            "join_timeout": LIMIT,
-            "patience": LIMIT,
-            "read_timeout": 2,
-            **settings,
-        }
-        self.handlers: list[RendezvousHandler] = []
+    backend = "redis"
+    usual: ClassVar[dict[str, Any]] = {
+        "keep_alive_interval": 0.2,
+        "keep_alive_max_attempt": 10,
+        "join_timeout": LIMIT,
+        "patience": LIMIT,
+    }
 
     def key(self, *names: str) -> str:
         return Run.names(self.run_id, "rdzv")(*names)
-
-    def parameters(self, least: int, most: int, **settings: Any) -> RendezvousParameters:
-        given = {**self.settings, **settings}
-        return RendezvousParameters("redis", self.endpoint, self.run_id, least, most, **given)
-
-    def add(self, count: int, least: int, most: int, **settings: Any) -> list[RendezvousHandler]:
-        made = [
-            get_rendezvous_handler(self.parameters(least, most, **settings)) for _ in range(count)
-        ]
-        self.handlers += made
-        return made
-
-    def formed(self, count: int, least: int, most: int) -> list[RendezvousHandler]:
-        """So many new nodes, in a round."""
-        handlers = self.add(count, least, most)
-        assert_one_group(places(joining(*handlers)), count)
-        return handlers
-
-    def shutdown(self) -> None:
-        threads = [threading.Thread(target=one.shutdown, daemon=True) for one in self.handlers]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            # It has the run's close_timeout for what it has to say.
-            thread.join(2 * LIMIT)
-            assert not thread.is_alive(), "shutdown() hangs"
 
 
 @pytest.fixture
@@ -102,70 +64,6 @@ def group() -> Iterator[Callable[..., Group]]:
     yield make
     for one in made:
         one.shutdown()
-
-
-def joining(*handlers: RendezvousHandler) -> list[Future[Place]]:
-    """Have them join at once; each ends with its place or with its error."""
-
-    def join(handler: RendezvousHandler, future: Future[Place]) -> None:
-        try:
-            info = handler.next_rendezvous()
-        except Exception as exc:  # noqa: BLE001 - the test looks at it.
-            future.set_exception(exc)
-        else:
-            number = cast("DynamicRendezvousHandler", handler).round
-            future.set_result((number, info.rank, info.world_size))
-
-    futures: list[Future[Place]] = [Future() for _ in handlers]
-    for handler, future in zip(handlers, futures, strict=True):
-        threading.Thread(target=join, args=(handler, future), daemon=True).start()
-    return futures
-
-
-def places(futures: list[Future[Place]]) -> list[Place]:
-    return [future.result(2 * LIMIT) for future in futures]
-
-
-def assert_one_group(found: list[Place], size: int) -> int:
-    """They are all nodes of one round, which is returned."""
-    assert {(number, world) for number, _, world in found} == {(found[0][0], size)}
-    assert sorted(rank for _, rank, _ in found) == list(range(size))
-    return found[0][0]
-
-
-def settled(handlers: list[RendezvousHandler], futures: list[Future[Place]]) -> None:
-    """Act as torch's agents, which join again when told to, until all nodes are in one round.
-
-    Those who are told that the state was lost are not in it. Of one round there is one group.
-    """
-    ended: set[int] = set()
-    seen: dict[int, dict[int, int]] = {}
-
-    def all_are() -> bool:
-        numbers, busy = set(), False
-        for node, handler in enumerate(handlers):
-            if node in ended:
-                continue
-            if not futures[node].done():
-                busy = True
-                continue
-            try:
-                number, rank, _ = futures[node].result()
-                waiting = handler.num_nodes_waiting()
-            except RendezvousStateError:
-                ended.add(node)
-                continue
-            assert seen.setdefault(number, {}).setdefault(rank, node) == node
-            numbers.add(number)
-            if waiting:
-                futures[node] = joining(handler)[0]
-                busy = True
-        return not busy and len(numbers) <= 1
-
-    eventually(all_are, "the nodes do not come to one round", 2 * LIMIT)
-    if len(ended) < len(handlers):
-        going = [one for node, one in enumerate(futures) if node not in ended]
-        assert_one_group(places(going), len(going))
 
 
 def document(client: Any, group: Group) -> bytes:
@@ -195,15 +93,6 @@ def beat_on(client: Any, group: Group, times: int) -> None:
         return len(grown) >= len(group.handlers)
 
     eventually(all_have, "the nodes do not beat")
-
-
-def refuses(handler: RendezvousHandler, error: type[RendezvousError]) -> bool:
-    """Whether a node has learnt of an error."""
-    try:
-        handler.num_nodes_waiting()
-    except error:
-        return True
-    return False
 
 
 @pytest.fixture(params=["Redis 7", "Valkey"])
