@@ -82,11 +82,10 @@ def describe(name: str, *, as_json: bool) -> int:
             console.print(Text(f"  - {guarantee}"))
     _print_parameters(console, "Settings", spec.parameters)
     if backend is not None:
-        _print_parameters(console, "Settings of the engine, which every backend has", _ENGINE)
+        _print_parameters(
+            console, "Settings of the engine, which every backend has", ENGINE_PARAMETERS
+        )
     return 0
-
-
-_ENGINE = ENGINE_PARAMETERS
 
 
 def _print_parameters(console: Console, title: str, parameters: Iterable[Parameter]) -> None:
@@ -112,7 +111,7 @@ def _written(parameter: Parameter) -> str:
 def _as_data(spec: BackendSpec | HandlerSpec) -> dict[str, Any]:
     backend = spec if isinstance(spec, BackendSpec) else None
     own = [_parameter(each, "backend") for each in spec.parameters]
-    engine = [_parameter(each, "engine") for each in _ENGINE] if backend else []
+    engine = [_parameter(each, "engine") for each in ENGINE_PARAMETERS] if backend else []
     return {
         "name": spec.name,
         "torchrun": torchrun_name(spec.name),

@@ -14,9 +14,11 @@ from typing import Any
 import grpc
 
 from rdzv.endpoint import parse_rendezvous_endpoint
+from rdzv.options import written_host
 
 from . import seam
 from .forks import CLIENTS, GATE, PARENTS
+from .options import DEFAULT_PORT
 from .seam import Get, Lease, Range, Txn
 from .translate import (
     BusyError,
@@ -33,10 +35,7 @@ from .translate import (
 from .watching import Reader, ReadWatch
 from .wire import METHODS, Message, message
 
-__all__ = ["CHANNEL_OPTIONS", "DEFAULT_PORT", "HAS_LEADER", "Connection", "EtcdClient", "Tls"]
-
-DEFAULT_PORT = 2379
-"""The port of an endpoint that names none."""
+__all__ = ["CHANNEL_OPTIONS", "HAS_LEADER", "Connection", "EtcdClient", "Tls"]
 
 CHANNEL_OPTIONS = (
     # Notice a server that was frozen, or a network that swallows everything. The last of them
@@ -194,7 +193,10 @@ class EtcdClient(seam.Client):
     ) -> None:
         if isinstance(endpoints, str):
             endpoints = endpoints.split(",")
-        self._endpoints = [_written(endpoint) for endpoint in endpoints]
+        self._endpoints = [
+            written_host([parse_rendezvous_endpoint(endpoint, DEFAULT_PORT)])
+            for endpoint in endpoints
+        ]
         if not self._endpoints:
             raise ValueError("The client of etcd needs an endpoint.")
         if bool(username) != bool(password):
@@ -497,9 +499,3 @@ class EtcdClient(seam.Client):
         """Have nothing to do with a watch any more."""
         # Without the lock: garbage collection may come here while this thread holds it.
         self._readers.discard(reader)
-
-
-def _written(endpoint: str) -> str:
-    """An endpoint as gRPC reads it."""
-    host, port = parse_rendezvous_endpoint(endpoint, DEFAULT_PORT)
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

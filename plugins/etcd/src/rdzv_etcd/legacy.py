@@ -15,7 +15,8 @@ from rdzv.endpoint import default_address, host_of
 from rdzv.errors import RendezvousClosedError, RendezvousTimeoutError
 
 from .backend import EtcdRendezvousBackend, connect
-from .options import read_options, read_prefix
+from .options import read_options
+from .plugin import LEGACY
 from .store import EtcdStore
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ _ADVICE = (
     "--rdzv-backend=rdzv-etcd under torchrun)."
 )
 
-# What torch's legacy handler calls the same.
-_NAMES = {"cacert": "ca_cert", "cert": "ssl_cert", "key": "ssl_cert_key"}
+# What torch's legacy handler calls otherwise.
+_NAMES = {alias: each.name for each in LEGACY.parameters for alias in each.aliases}
 
 
 class EtcdRendezvous:
@@ -71,12 +72,11 @@ class EtcdRendezvous:
         local_addr: str | None = None,
     ) -> None:
         self.client = client
-        self._prefix = read_prefix(prefix)
         self._run_id = run_id
         # As wherever a run's parameters are given; the endpoint is the client's.
         given = RendezvousParameters("etcd-legacy", "", run_id, num_min_workers, num_max_workers)
         self._limits = given.min_nodes, given.max_nodes
-        self.backend = EtcdRendezvousBackend(client, run_id, self._prefix)
+        self.backend = EtcdRendezvousBackend(client, run_id, prefix)
         self._timeout = RendezvousTimeout(
             join=timedelta(seconds=timeout), last_call=timedelta(seconds=last_call_timeout)
         )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rdzv import RendezvousBackend, RendezvousHandler, RendezvousParameters
 
-__all__ = ["PARAMETERS", "rdzv_backend", "rdzv_handler"]
+__all__ = ["LEGACY", "PARAMETERS", "rdzv_backend", "rdzv_handler"]
 
 
 def _create(params: RendezvousParameters) -> tuple[RendezvousBackend, Store]:
@@ -103,7 +103,7 @@ def rdzv_backend(name: str) -> BackendSpec | None:
 # What torch's legacy handler calls the same.
 _TORCH = {"ca_cert": ("cacert",), "ssl_cert": ("cert",), "ssl_cert_key": ("key",)}
 
-_LEGACY = HandlerSpec(
+LEGACY = HandlerSpec(
     name="etcd-legacy",
     summary="the interface of torch's legacy handler for etcd; use 'etcd' instead",
     create=_create_legacy,
@@ -124,4 +124,4 @@ _LEGACY = HandlerSpec(
 @hookimpl
 def rdzv_handler(name: str) -> HandlerSpec | None:
     """Describe ``etcd-legacy``."""
-    return _LEGACY if name == "etcd-legacy" else None
+    return LEGACY if name == "etcd-legacy" else None

@@ -5,6 +5,7 @@ No type of a client library crosses it, so that another client can stand behind 
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ __all__ = [
     "Txn",
     "UnavailableError",
     "Watch",
+    "lease_number",
     "prefix_end",
 ]
 
@@ -287,6 +289,12 @@ class Client(ABC):
     @abstractmethod
     def close(self) -> None:
         """End the connection and all watches. Never raises."""
+
+
+def lease_number(name: bytes) -> int:
+    """The number of a lease that many share: all who know its name come to the same."""
+    digest = hashlib.sha256(name).digest()
+    return int.from_bytes(digest[:8], "big") >> 1 or 1
 
 
 def prefix_end(prefix: bytes) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import secrets
 import threading
@@ -23,22 +22,17 @@ from rdzv.dynamic_rendezvous.runtime import REAL
 from rdzv.errors import RendezvousConnectionError, RendezvousStateError, torch_compatible
 
 from .errors import call
-from .seam import Compare, Delete, Get, LeaseGoneError, Put, Range, prefix_end
+from .parts import OPERATIONS, parts
+from .seam import Compare, Delete, Get, LeaseGoneError, Put, Range, lease_number, prefix_end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from .seam import Client, KeyValue, Op, Txn, Watch
+    from .seam import Client, Event, KeyValue, Op, Txn, Watch
 
 __all__ = ["Document", "EtcdSession", "Run"]
 
 T = TypeVar("T")
-
-_OPERATIONS = 120
-"""Operations of one transaction: etcd takes 128 by default."""
-
-_BYTES = 1 << 20
-"""Bytes that are written in one transaction: etcd takes 1.5 MiB in a request by default."""
 
 _FEW = 4
 """So many beats are read one by one, more as a whole."""
@@ -95,8 +89,7 @@ class Run:
         self.ttl = max(1, math.ceil(ttl))
         self._renewed = time.monotonic()
         # All nodes know its number without asking: whoever comes first makes it.
-        digest = hashlib.sha256(self.root().encode()).digest()
-        self.lease = int.from_bytes(digest[:8], "big") >> 1 | 1
+        self.lease = lease_number(self.root().encode())
         self.beats = Beats()
 
     @staticmethod
@@ -212,6 +205,10 @@ class EtcdSession(Session):
         self._check_open()
         return call(operation)
 
+    def _read(self, *gets: Get) -> Txn:
+        """Read several ranges at one revision."""
+        return self._call(lambda: self._client.txn([], gets))
+
     def _write(self, operations: Sequence[Op], compare: Sequence[Compare] = ()) -> Txn:
         """Write keys of the run."""
         self._check_open()
@@ -285,13 +282,16 @@ class EtcdSession(Session):
         deadline = time.monotonic() + timeout
         while not until():
             left = deadline - time.monotonic()
-            events = self._call(lambda left=left: watch.next(max(0.0, left)))  # type: ignore[misc]
+            events = self._next(watch, max(0.0, left))
             if events is None:
                 yield None
             elif events:
                 yield from ((event.kv, event.deleted) for event in events)
             elif left <= 0:
                 return
+
+    def _next(self, watch: Watch, timeout: float) -> list[Event] | None:
+        return self._call(lambda: watch.next(timeout))
 
     def attach(self, epoch: str) -> None:
         if epoch == self._epoch:
@@ -312,7 +312,7 @@ class EtcdSession(Session):
         done = self._write([self._run.put(self._key("log", REAL.new_id()), record), *self._tail()])
         return _ticket(*map(_range_of, done.results[1:]))
 
-    def _tail(self) -> list[Op]:
+    def _tail(self) -> list[Get]:
         """What is to be read to know the newest ticket: how many records there are and were."""
         log = self._key("log", "")
         return [Get(log, prefix_end(log), count_only=True), Get(self._key("freed"))]
@@ -342,8 +342,7 @@ class EtcdSession(Session):
             by_creation=True,
             created_after=revision if known else 0,
         )
-        operations = [Get(self._key("freed")), get]
-        done = self._call(lambda: self._client.txn([], operations))
+        done = self._read(Get(self._key("freed")), get)
         freed = _number(_range_of(done.results[0]).kvs)
         kvs = _range_of(done.results[1]).kvs
         if not known:
@@ -369,7 +368,7 @@ class EtcdSession(Session):
             self._arrived = ticket + new, max(revision, kv.mod_revision)
 
     def _count(self) -> tuple[int, int]:
-        done = self._call(lambda: self._client.txn([], self._tail()))
+        done = self._read(*self._tail())
         return _ticket(*map(_range_of, done.results)), done.revision
 
     def bury(self, ticket: int) -> None:
@@ -408,8 +407,7 @@ class EtcdSession(Session):
             get = Get(self._slot(slots[0]), keys_only=True)
             return {slots[0]: HELD if self._call(lambda: self._client.range(get)).kvs else 0}
         if len(slots) <= _FEW:
-            operations = [Get(self._slot(slot), keys_only=True) for slot in slots]
-            found = self._call(lambda: self._client.txn([], operations)).results
+            found = self._read(*(Get(self._slot(slot), keys_only=True) for slot in slots)).results
             held = {kv.key for result in found for kv in _range_of(result).kvs}
         else:
             start = self._key("beats", "")
@@ -423,8 +421,8 @@ class EtcdSession(Session):
         return self._key("pieces", nonce, name)
 
     def publish(self, nonce: str, pieces: Mapping[str, bytes]) -> None:
-        put = self._run.put
-        for some in _parts([put(self._piece(nonce, name), pieces[name]) for name in pieces]):
+        puts = [self._run.put(self._piece(nonce, name), pieces[name]) for name in pieces]
+        for some in parts(puts, lambda put: len(put.key) + len(put.value)):
             self._write(some)
 
     def fetch(self, nonce: str, names: Sequence[str]) -> list[bytes | None]:
@@ -433,9 +431,8 @@ class EtcdSession(Session):
             kvs = self._call(lambda: self._client.range(gets[0])).kvs
             return [kvs[0].value if kvs else None]
         pieces: list[bytes | None] = []
-        for start in range(0, len(gets), _OPERATIONS):
-            some = gets[start : start + _OPERATIONS]
-            done = self._call(lambda some=some: self._client.txn([], some))  # type: ignore[misc]
+        for start in range(0, len(gets), OPERATIONS):
+            done = self._read(*gets[start : start + OPERATIONS])
             found = [_range_of(result).kvs for result in done.results]
             pieces += [kvs[0].value if kvs else None for kvs in found]
         return pieces
@@ -444,8 +441,8 @@ class EtcdSession(Session):
         while upto > after and not self._forget_records(after, upto):
             pass
         deletes = [Delete(self._piece(nonce, name)) for name in names]
-        for start in range(0, len(deletes), _OPERATIONS):
-            self._write(deletes[start : start + _OPERATIONS])
+        for start in range(0, len(deletes), OPERATIONS):
+            self._write(deletes[start : start + OPERATIONS])
 
     def _forget_records(self, after: int, upto: int) -> bool:
         """Free the records in ``(after, upto]``; ``False`` where another leader was at it as well.
@@ -454,8 +451,7 @@ class EtcdSession(Session):
         others that are still needed only loses its text: its place has to stay.
         """
         log, freed_key = self._key("log", ""), self._key("freed")
-        operations = [Get(freed_key), Get(log, prefix_end(log), by_creation=True)]
-        done = self._call(lambda: self._client.txn([], operations))
+        done = self._read(Get(freed_key), Get(log, prefix_end(log), by_creation=True))
         kvs = _range_of(done.results[0]).kvs
         freed = first = _number(kvs)
         changed = kvs[0].mod_revision if kvs else 0
@@ -468,8 +464,8 @@ class EtcdSession(Session):
                 changes.append(Delete(kv.key))
             elif to_go and not gone:
                 changes.append(self._run.put(kv.key, _FORGOTTEN))
-        for start in range(0, len(changes), _OPERATIONS - 1):
-            some = changes[start : start + _OPERATIONS - 1]
+        for start in range(0, len(changes), OPERATIONS - 1):
+            some = changes[start : start + OPERATIONS - 1]
             freed += sum(isinstance(change, Delete) for change in some)
             count = self._run.put(freed_key, b"%d" % freed)
             done = self._write([*some, count], [Compare(freed_key, "mod", changed)])
@@ -521,17 +517,3 @@ def _number(kvs: Sequence[KeyValue]) -> int:
             "run id or another prefix."
         )
     return number
-
-
-def _parts(puts: Iterable[Put]) -> Iterator[list[Put]]:
-    """As many of them at once as etcd takes."""
-    some: list[Put] = []
-    size = 0
-    for put in puts:
-        if some and (len(some) >= _OPERATIONS or size + len(put.value) > _BYTES):
-            yield some
-            some, size = [], 0
-        some.append(put)
-        size += len(put.key) + len(put.value)
-    if some:
-        yield some

@@ -6,7 +6,7 @@ import contextlib
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import NamedTuple, TypeVar, cast
 
@@ -28,6 +28,7 @@ from rdzv.stores import (
 )
 
 from . import seam
+from .parts import OPERATIONS, parts
 from .seam import Compare, Delete, Get, KeyValue, Op, Put, Range, Result, Txn
 from .store_keys import NONCE, QUEUE, SEEN_END
 from .store_link import Outage, Parts, StoreLink, Written, store_error
@@ -39,15 +40,6 @@ DEFAULT_TTL = 7200.0
 
 DEFAULT_RETRY_TIMEOUT = timedelta(seconds=30)
 """How long an etcd that cannot be reached is asked again."""
-
-_OPERATIONS = 128
-"""Operations in one transaction: what etcd takes (its --max-txn-ops)."""
-
-_BYTES = 1024 * 1024
-"""Bytes in one transaction of several operations: less than what etcd takes."""
-
-_OVERHEAD = 64
-"""Bytes of an operation beside its key and value, and some more."""
 
 _FEW = 8
 """Keys that are looked at together after the one that was waited for has come."""
@@ -292,7 +284,7 @@ class EtcdStore(Store):
             raise DistStoreError("multiSet keys and values vectors must be of same size")
         # etcd refuses to write a key twice at once; the last one counts.
         pairs = dict(zip(names, stored, strict=True))
-        for some in _parts(pairs, lambda name: len(name) + len(pairs[name]), _OPERATIONS - 1):
+        for some in parts(pairs, lambda name: len(name) + len(pairs[name]), OPERATIONS - 1):
             self._set({name: pairs[name] for name in some})
 
     def has_extended_api(self) -> bool:
@@ -405,7 +397,7 @@ class EtcdStore(Store):
     # Waiting.
 
     def check(self, keys: Iterable[Data]) -> bool:
-        missing, _ = self._first_missing(names_of(keys), 0, _OPERATIONS)
+        missing, _ = self._first_missing(names_of(keys), 0, OPERATIONS)
         return missing is None
 
     def wait(self, keys: Iterable[Data], timeout: timedelta | float | None = None) -> None:
@@ -414,7 +406,7 @@ class EtcdStore(Store):
 
     def _wait_for(self, wait: Wait, names: list[bytes], revision: int = 0) -> None:
         """Wait for keys, the first of which was missing at ``revision`` if that is known."""
-        start, at_once = 0, _FEW if revision else _OPERATIONS
+        start, at_once = 0, _FEW if revision else OPERATIONS
         missing: int | None = 0
         while True:
             if not revision:
@@ -430,7 +422,7 @@ class EtcdStore(Store):
     ) -> tuple[int | None, int]:
         """Which key is the first that is missing, and the revision at which it was."""
         while start < len(names):
-            some = next(_parts(names[start:], lambda name: 2 * len(name), at_once))
+            some = next(parts(names[start:], lambda name: 2 * len(name), at_once))
             answer = self._link.read(
                 [self._look_at(name, count=True) for name in some], self._limit
             )
@@ -438,7 +430,7 @@ class EtcdStore(Store):
                 if not cast("Range", result).count:
                     return start + index, answer.revision
             start += len(some)
-            at_once = min(2 * at_once, _OPERATIONS)
+            at_once = min(2 * at_once, OPERATIONS)
         return None, 0
 
     def _sleep(self, wait: Wait, key: bytes, end: bytes, revision: int) -> KeyValue | None:
@@ -489,7 +481,7 @@ class EtcdStore(Store):
         """Read values key by key, and the revision at which the first one was missing."""
         found: list[KeyValue | None] = []
         revision = 0
-        for some in _parts(names, lambda name: 2 * len(name)):
+        for some in parts(names, lambda name: 2 * len(name)):
             answer = self._link.read([self._look_at(name) for name in some], self._limit)
             for result in answer.results:
                 kvs = cast("Range", result).kvs
@@ -653,20 +645,3 @@ def _shown(name: bytes) -> str:
     """A key in an error."""
     text = name.decode(errors="replace")
     return repr(text if len(text) <= 200 else f"{text[:200]}…")
-
-
-def _parts(
-    things: Iterable[_T], size: Callable[[_T], int], most: int = _OPERATIONS
-) -> Iterator[list[_T]]:
-    """Divide into parts for one transaction each."""
-    part: list[_T] = []
-    total = 0
-    for thing in things:
-        more = size(thing) + _OVERHEAD
-        if part and (len(part) == most or total + more > _BYTES):
-            yield part
-            part, total = [], 0
-        part.append(thing)
-        total += more
-    if part:
-        yield part

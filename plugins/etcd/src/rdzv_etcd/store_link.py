@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import os
 import random
@@ -163,8 +162,7 @@ class StoreLink:
         self.memory = Memory()
         self._ttl = ttl
         # All who use the prefix come to the same number, and nobody has to tell it.
-        digest = hashlib.sha256(b"rdzv store\0" + base).digest()
-        self.lease = int.from_bytes(digest[:8], "big") >> 1 or 1
+        self.lease = seam.lease_number(b"rdzv store\0" + base)
         self._touch_at = time.monotonic() + ttl / _TOUCHES
         self._revision = 0
         self._seen_at = -math.inf
