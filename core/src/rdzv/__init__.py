@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
+API_VERSION = 1
+"""The version of the plugin API; docs/plugin-api.md says what is in it and how it changes."""
+
 if TYPE_CHECKING:
     from rdzv.api import (
         RendezvousHandler,
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
         RendezvousStoreInfo,
         rendezvous_handler_registry,
     )
+    from rdzv.checkpoints import checkpoint_reached
     from rdzv.dynamic_rendezvous import (
         DynamicRendezvousHandler,
         RendezvousBackend,
@@ -35,14 +39,18 @@ if TYPE_CHECKING:
         RendezvousTimeoutError,
     )
     from rdzv.hookspecs import hookimpl
+    from rdzv.ranks import RankNode, RankPolicy
     from rdzv.registry import get_rendezvous_handler
     from rdzv.specs import BackendSpec, HandlerSpec, Parameter
 
 __all__ = [
+    "API_VERSION",
     "BackendSpec",
     "DynamicRendezvousHandler",
     "HandlerSpec",
     "Parameter",
+    "RankNode",
+    "RankPolicy",
     "RendezvousBackend",
     "RendezvousClosedError",
     "RendezvousConnectionError",
@@ -60,6 +68,7 @@ __all__ = [
     "RendezvousTimeoutError",
     "Token",
     "__version__",
+    "checkpoint_reached",
     "create_handler",
     "get_rendezvous_handler",
     "hookimpl",
@@ -79,6 +88,7 @@ _HOMES = {
         "RendezvousStoreInfo",
         "rendezvous_handler_registry",
     ),
+    "rdzv.checkpoints": ("checkpoint_reached",),
     "rdzv.dynamic_rendezvous": (
         "DynamicRendezvousHandler",
         "RendezvousBackend",
@@ -97,6 +107,7 @@ _HOMES = {
         "RendezvousTimeoutError",
     ),
     "rdzv.hookspecs": ("hookimpl",),
+    "rdzv.ranks": ("RankNode", "RankPolicy"),
     "rdzv.registry": ("get_rendezvous_handler",),
     "rdzv.specs": ("BackendSpec", "HandlerSpec", "Parameter"),
 }

@@ -444,7 +444,7 @@ class RendezvousHandlerRegistry:
 
 
 class _DefaultRegistry(RendezvousHandlerRegistry):
-    """The registry of the process: what was registered by hand, then the installed plugins."""
+    """The process's own registry, of what was registered by hand and then the plugins."""
 
     def _create(self, params: RendezvousParameters) -> RendezvousHandler:
         if params.backend in self._registry:
@@ -456,7 +456,7 @@ class _DefaultRegistry(RendezvousHandlerRegistry):
 
 
 rendezvous_handler_registry: RendezvousHandlerRegistry = _DefaultRegistry()
-"""The registry of this process; it also finds the backends of installed plugins."""
+"""The registry of this process, which also finds the backends of installed plugins."""
 
 
 def _as_count(name: str, value: Any) -> int:

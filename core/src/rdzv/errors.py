@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BrokenPluginError",
     "DuplicateBackendError",
+    "DuplicateRankPolicyError",
     "IncompatiblePluginError",
     "PluginError",
     "RendezvousClosedError",
@@ -23,6 +24,7 @@ __all__ = [
     "RendezvousTimeoutError",
     "StoreGoneError",
     "UnknownBackendError",
+    "UnknownRankPolicyError",
     "known_to_torch",
     "torch_compatible",
 ]
@@ -82,8 +84,16 @@ class DuplicateBackendError(PluginError):
     """Two installed distributions offer a backend of one name."""
 
 
+class UnknownRankPolicyError(PluginError):
+    """A rank policy is neither built in nor offered by an extension that is installed here."""
+
+
+class DuplicateRankPolicyError(PluginError):
+    """Two extensions offer a rank policy of one name."""
+
+
 class IncompatiblePluginError(PluginError):
-    """The plugin was made for another range of versions of the core."""
+    """The plugin was made for another range of versions of the core, or another plugin API."""
 
 
 class BrokenPluginError(PluginError):

@@ -10,21 +10,28 @@ import time
 import weakref
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
+
+    from pluggy import HookImpl
 
 __all__ = [
+    "Admitted",
     "Closed",
     "Completed",
+    "Deferred",
     "Event",
     "Failed",
     "Joined",
+    "LastCall",
     "LeaderChanged",
     "Left",
     "Lost",
     "Observers",
+    "Ranked",
+    "Reopened",
     "Waiting",
 ]
 
@@ -42,9 +49,10 @@ class Event:
     Attributes:
         run_id: The run.
         node: The node that saw it, as its name stands in logs.
-        round: The round that it belongs to.
+        round: The round that this node is or was last in; 0 for one that was in none.
         at: Seconds on the monotonic clock of the process; for differences.
         time: The time of day in UTC, ISO 8601; for people, never for decisions.
+        backend: The name of the backend.
     """
 
     run_id: str
@@ -52,11 +60,12 @@ class Event:
     round: int
     at: float
     time: str = field(default_factory=_wall_time)
+    backend: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Joined(Event):
-    """This node has entered and waits for the round to complete."""
+    """This node enters, and waits for a round to complete."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +74,53 @@ class Waiting(Event):
 
     Attributes:
         spare: Whether it waits because the round is full.
+        deferred: Whether it waits until workers have reached a checkpoint.
     """
 
     spare: bool = False
+    deferred: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Completed(Event):
-    """A round with this node in it is complete.
+class Deferred(Event):
+    """This node leads, and nodes that have arrived wait until workers have reached a checkpoint.
+
+    Attributes:
+        waiting: How many; told again when they become more.
+    """
+
+    waiting: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admitted(Event):
+    """This node leads, and has let nodes into a round of a run with deferred admission.
+
+    Attributes:
+        arrived: How many nodes are in it that were not in the round before.
+        why: What has ended that: a checkpoint, or what happened to participants.
+    """
+
+    arrived: int
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastCall(Event):
+    """This node leads, ``min_nodes`` are here, and more may still come.
+
+    Attributes:
+        nodes: How many are here.
+        seconds: How long it waits for more.
+    """
+
+    nodes: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked(Event):
+    """A round was agreed on, and this node is in it; the workers' store is not open yet.
 
     Attributes:
         rank: This node's rank.
@@ -84,14 +132,53 @@ class Completed(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Completed(Event):
+    """A round with this node in it is complete.
+
+    Attributes:
+        rank: This node's rank.
+        world_size: The number of nodes.
+        seconds: The time since this node's ``Joined``.
+    """
+
+    rank: int
+    world_size: int
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reopened(Event):
+    """This node was told that its round is over: its workers have to be restarted.
+
+    Attributes:
+        reason: Why, for people.
+        arrived: How many nodes have arrived.
+        returned: How many participants have come back, since their workers failed, say.
+        left: How many participants have left.
+        lost: How many participants were lost.
+        surplus: How many are more than the run may have, since it was scaled down. All
+            are 0 where others have completed another round without this node.
+    """
+
+    reason: str
+    arrived: int = 0
+    returned: int = 0
+    left: int = 0
+    lost: int = 0
+    surplus: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Lost(Event):
-    """Nodes stopped giving signs of life.
+    """This node leads, and nodes have stopped giving signs of life.
 
     Attributes:
         lost: Their names.
+        silent: For how long the last of them was seen to be silent (seconds).
     """
 
     lost: tuple[str, ...]
+    silent: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +188,7 @@ class Left(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class LeaderChanged(Event):
-    """Another node leads the run.
+    """This node leads the run from now on.
 
     Attributes:
         leader: Its name.
@@ -112,7 +199,7 @@ class LeaderChanged(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Closed(Event):
-    """The run is closed."""
+    """This node has closed the run: nobody can join it any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,11 +239,15 @@ class Observers:
 
     @classmethod
     def from_extensions(cls) -> Observers:
-        """Return the observers that the installed extensions bring."""
+        """Return the observers that the installed extensions bring, but for idle ones."""
         from rdzv.plugins import extensions
 
-        found = extensions().hook.rdzv_event.get_hookimpls()
-        return cls((each.plugin_name, _caller(each.function, each.argnames)) for each in found)
+        hook = extensions().hook
+        told = [
+            (each.plugin_name, _caller(each.function, each.argnames))
+            for each in hook.rdzv_event.get_hookimpls()
+        ]
+        return cls(told + list(_made(hook.rdzv_observer.get_hookimpls())))
 
     def emit(self, event: Event) -> None:
         """Hand an event to every observer, without waiting for any."""
@@ -171,6 +262,8 @@ class Observers:
             timeout: Seconds to wait for all of them together. One that is still
                 busy then is left behind in its daemon thread.
         """
+        if not self._observers:
+            return
         self.active = False
         deadline = time.monotonic() + timeout
         _finish(self._observers)
@@ -185,6 +278,18 @@ def _caller(
     if argument_names:
         return lambda event: function(event=event)
     return lambda _event: function()
+
+
+def _made(found: Iterable[HookImpl]) -> Iterator[tuple[str, Callable[[Event], object]]]:
+    """What the implementations of ``rdzv_observer`` answer; one that fails costs no other."""
+    for each in found:
+        try:
+            observer: Any = each.function()
+        except Exception:  # whatever a stranger's code raises must cost no job
+            log.warning("The rdzv observer '%s' is left out.", each.plugin_name, exc_info=True)
+            continue
+        if observer is not None:
+            yield each.plugin_name, observer
 
 
 def _finish(observers: tuple[_Observer, ...]) -> None:

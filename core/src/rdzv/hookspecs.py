@@ -7,8 +7,11 @@ name that it offers::
     [project.entry-points."rdzv.backends"]
     redis = "rdzv_redis.plugin"
 
-An extension implements ``rdzv_event`` and stands in the group
-``rdzv.extensions``, under a name of its choice.
+An extension implements ``rdzv_event``, ``rdzv_observer`` or ``rdzv_rank_policies`` and
+stands in the group ``rdzv.extensions``, under a name of its choice.
+
+A plugin says with ``rdzv_api = 1`` in its module for which version of the plugin
+API (``rdzv.API_VERSION``) it was made; docs/plugin-api.md has the rules.
 """
 
 from __future__ import annotations
@@ -18,10 +21,22 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from rdzv.events import Event
+    from rdzv.ranks import RankPolicy
     from rdzv.specs import BackendSpec, HandlerSpec
 
-__all__ = ["PROJECT", "hookimpl", "hookspec", "rdzv_backend", "rdzv_event", "rdzv_handler"]
+__all__ = [
+    "PROJECT",
+    "hookimpl",
+    "hookspec",
+    "rdzv_backend",
+    "rdzv_event",
+    "rdzv_handler",
+    "rdzv_observer",
+    "rdzv_rank_policies",
+]
 
 PROJECT = "rdzv"
 """The name by which pluggy tells this project's hooks from those of others."""
@@ -134,4 +149,60 @@ def rdzv_event(event: Event) -> None:
                 gauge("nodes", event.world_size, run=event.run_id)
             elif isinstance(event, Lost):
                 page(f"{event.run_id}: lost {', '.join(event.lost)} in round {event.round}")
+    """
+
+
+@hookspec
+def rdzv_rank_policies() -> Sequence[RankPolicy]:  # type: ignore[empty-body]
+    """Offer ways to give out ranks, to be chosen by name with the setting ``rank_policy``.
+
+    It is asked of every extension whenever a handler is made with a policy that is
+    not built in, in the thread that makes it. A policy's ``rank`` is called on the
+    leader alone, in a thread of the engine, and has to be pure and quick. The
+    built-in names ``sticky``, ``topology`` and ``scheduler`` are taken. Added in 0.1.
+
+    Returns:
+        The policies of this extension.
+
+    Example::
+
+        from rdzv import RankPolicy, hookimpl
+
+
+        def by_address(nodes, leader):
+            return sorted(nodes, key=lambda node: (node.address, node.seniority(leader)))
+
+
+        @hookimpl
+        def rdzv_rank_policies():
+            return [RankPolicy("by-address", "ranks in the order of addresses", by_address)]
+    """
+
+
+@hookspec
+def rdzv_observer() -> Callable[[Event], object] | None:
+    """Make an observer for one handler, or none where there is nothing to observe.
+
+    For extensions that are switched on by a setting, or keep something open: it
+    is asked once a handler, in the thread that makes it, and must not block. What it
+    returns is called as ``rdzv_event`` is. Where it returns ``None`` nothing
+    runs and no event is made for it. Added in 0.1.
+
+    Returns:
+        What is to be called with each event, or ``None``.
+
+    Example::
+
+        import os
+
+        from rdzv import hookimpl
+
+
+        @hookimpl
+        def rdzv_observer():
+            path = os.environ.get("JOURNAL")
+            if not path:
+                return None
+            journal = open(path, "a", buffering=1)
+            return lambda event: print(event, file=journal)
     """

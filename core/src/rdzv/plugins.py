@@ -11,6 +11,7 @@ import difflib
 import importlib
 import importlib.util
 import logging
+import sys
 import threading
 from collections import Counter
 from dataclasses import dataclass
@@ -24,25 +25,30 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from rdzv import __version__, hookspecs
+from rdzv import API_VERSION, __version__, hookspecs
 from rdzv.errors import (
     BrokenPluginError,
     DuplicateBackendError,
+    DuplicateRankPolicyError,
     IncompatiblePluginError,
     UnknownBackendError,
+    UnknownRankPolicyError,
 )
+from rdzv.ranks import RankPolicy
 from rdzv.specs import BackendSpec, HandlerSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = [
     "BACKENDS",
     "EXTENSIONS",
+    "OLDEST_API_VERSION",
     "InstalledBackend",
     "extensions",
     "installed",
     "load",
+    "load_rank_policy",
     "problems",
 ]
 
@@ -51,6 +57,9 @@ BACKENDS = "rdzv.backends"
 
 EXTENSIONS = "rdzv.extensions"
 """The entry-point group of the extensions."""
+
+OLDEST_API_VERSION = 1
+"""The oldest plugin API whose plugins this core runs; the newest is ``rdzv.API_VERSION``."""
 
 # For the advice given with an unknown name, and for nothing else. Only what this
 # project has released: a name that is still free is nothing to recommend.
@@ -201,6 +210,7 @@ def _add_extension(manager: pluggy.PluginManager, found: _Found) -> None:
     try:
         _check_core_range(found)
         plugin = _import(entry)
+        _check_api(entry, plugin)
         # Tried on a manager of its own first: a bad one cannot be taken back
         # out of a manager half way through its registration.
         _manager_with(plugin)
@@ -210,6 +220,55 @@ def _add_extension(manager: pluggy.PluginManager, found: _Found) -> None:
     except Exception as error:  # whatever a stranger's code raises must cost no job
         log.warning("The rdzv extension '%s' of %s is left out: %s", entry.name, entry, error)
         log.debug("Its traceback:", exc_info=True)
+
+
+def load_rank_policy(name: str, built_in: Iterable[str] = ()) -> RankPolicy:
+    """Return the rank policy ``name`` of the installed extensions.
+
+    An extension that cannot be asked, or answers something else than policies, is
+    logged and left out.
+
+    Args:
+        name: The policy's name.
+        built_in: Names that need no extension, for the error.
+
+    Raises:
+        UnknownRankPolicyError: No extension offers it.
+        DuplicateRankPolicyError: More than one extension offers it.
+    """
+    offers: list[tuple[str, RankPolicy]] = []
+    for implementation in extensions().hook.rdzv_rank_policies.get_hookimpls():
+        who = implementation.plugin_name
+        try:
+            answer: Any = implementation.function()
+            policies = list(answer)
+            wrong = next((each for each in policies if not isinstance(each, RankPolicy)), None)
+            if wrong is not None:
+                raise TypeError(f"a {type(wrong).__name__} where a RankPolicy is wanted")
+        except (Exception, SystemExit) as error:  # a stranger's code may raise anything
+            log.warning("The rank policies of the rdzv extension '%s' are left out: %s: %s",
+                        who, type(error).__name__, error)  # fmt: skip
+            log.debug("Its traceback:", exc_info=True)
+        else:
+            offers += [(who, policy) for policy in policies]
+    found = [(who, policy) for who, policy in offers if policy.name == name]
+    if len(found) > 1:
+        raise DuplicateRankPolicyError(
+            f"The rank policy '{name}' is offered by {' and '.join(who for who, _ in found)} "
+            "(distribution:extension). The nodes of a job could choose different ones, so none "
+            "is chosen: uninstall all but one."
+        )
+    if not found:
+        known = sorted({*built_in, *(policy.name for _, policy in offers)})
+        near = difflib.get_close_matches(name, known, n=1)
+        raise UnknownRankPolicyError(
+            f"There is no rank policy {name!r} on this node (known: {', '.join(known)})."
+            + (f" Did you mean '{near[0]}'?" if near else "")
+            + " Install the distribution that offers it on every node of the run (one with an "
+            f"entry point of the group {EXTENSIONS}), or choose another rank_policy. An extension "
+            "that is installed and could not be loaded is named in the log."
+        )
+    return found[0][1]
 
 
 def _find(group: str) -> list[_Found]:
@@ -331,6 +390,31 @@ def _import(entry: InstalledBackend) -> object:
         ) from error
 
 
+def _check_api(entry: InstalledBackend, plugin: object) -> None:
+    """Refuse a plugin that says by ``rdzv_api`` that it is made for another plugin API."""
+    # An entry may lead to an object in a module; either may say it.
+    module = sys.modules.get(entry.module.partition(":")[0])
+    made_for = getattr(plugin, "rdzv_api", getattr(module, "rdzv_api", 1))
+    if not isinstance(made_for, int) or isinstance(made_for, bool) or made_for < 1:
+        raise BrokenPluginError(
+            f"The plugin '{entry.name}' of {entry} gives rdzv_api = {made_for!r}, which is no "
+            "version of the plugin API. Its authors should give a whole number from 1 on."
+        )
+    if OLDEST_API_VERSION <= made_for <= API_VERSION:
+        return
+    runs = (
+        f"version {API_VERSION}"
+        if OLDEST_API_VERSION == API_VERSION
+        else f"versions {OLDEST_API_VERSION} to {API_VERSION}"
+    )
+    old = _CORE if made_for > API_VERSION else entry.distribution
+    raise IncompatiblePluginError(
+        f"The plugin '{entry.name}' of {entry} is made for version {made_for} of rdzv's plugin "
+        f"API, and {_CORE} {__version__} runs plugins of {runs}. Install a newer {old}: pip "
+        f"install --upgrade {old}"
+    )
+
+
 def _explain_missing(entry: InstalledBackend, module: str, error: ModuleNotFoundError) -> str:
     missing = error.name or ""
     package = module.partition(".")[0]
@@ -362,6 +446,7 @@ def _ask(found: _Found) -> BackendSpec | HandlerSpec:
     _check_core_range(found)
     entry = found.entry
     plugin = _import(entry)
+    _check_api(entry, plugin)
     try:
         hook = _manager_with(plugin).hook
         spec: object = hook.rdzv_backend(name=entry.name)

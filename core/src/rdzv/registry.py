@@ -65,7 +65,9 @@ def create_from_plugin(params: RendezvousParameters) -> RendezvousHandler:
         return spec.create(params)
 
     from rdzv.dynamic_rendezvous import create_handler
+    from rdzv.dynamic_rendezvous.ranking import Ranking
 
+    Ranking.of(params)  # What is wrong there is told before anything is connected.
     backend, store = spec.create(params)
     return create_handler(store, backend, params)
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
     from rdzv.api import RendezvousHandler, RendezvousParameters
+    from rdzv.diagnosis import Diagnosis
     from rdzv.dynamic_rendezvous.backend import RendezvousBackend
 
 __all__ = [
@@ -106,6 +107,9 @@ class BackendSpec:
             (``ENGINE_PARAMETERS``) are known without being listed.
         capabilities: What the backend offers beyond get and set.
         guarantees: What a user can rely on, a sentence each.
+        diagnose: Tells ``rdzv doctor`` where and how to look, given the parameters of a run. It
+            connects to nothing itself, and raises ``ValueError`` where they are malformed.
+            Without it the doctor knows no more than the endpoint.
 
     Raises:
         ValueError: A field is not as described.
@@ -117,6 +121,7 @@ class BackendSpec:
     parameters: tuple[Parameter, ...] = ()
     capabilities: frozenset[str] = field(default_factory=frozenset)
     guarantees: tuple[str, ...] = ()
+    diagnose: Callable[[RendezvousParameters], Diagnosis] | None = None
 
     def __post_init__(self) -> None:
         _check_spec(self.name, self.summary, self.create, self.parameters, ENGINE_PARAMETERS)
@@ -216,6 +221,33 @@ ENGINE_PARAMETERS: tuple[Parameter, ...] = (
         "seconds",
         60.0,
         help="How long an outage of the backend may last before a healthy node gives up.",
+    ),
+    Parameter(
+        "rank_policy",
+        "str",
+        "sticky",
+        help="How ranks are given out, the same on all nodes: sticky, topology, scheduler, or the "
+        "name of one that an extension offers.",
+    ),
+    Parameter(
+        "labels",
+        "str",
+        help="Where this node stands, outermost first, such as rack:r1/nvlink:d3; "
+        "the environment variable RDZV_LABELS if left out.",
+    ),
+    Parameter(
+        "node_number",
+        "int",
+        help="This node's number for rank_policy=scheduler; what Slurm or Kubernetes say if left "
+        "out.",
+    ),
+    Parameter(
+        "admission",
+        "str",
+        "immediate",
+        help="Whether nodes that arrive are let in at once, or when workers have reached a "
+        "checkpoint.",
+        choices=("immediate", "deferred"),
     ),
 )
 """The settings that the engine reads, whatever the backend."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         RendezvousParameters,
     )
 
-__all__ = ["register", "torchrun_name"]
+__all__ = ["backend_name", "register", "torchrun_name"]
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,13 @@ def torchrun_name(backend: str) -> str | None:
     if backend in _NOT_OFFERED:
         return None
     return f"rdzv-{backend}" if backend in _TAKEN else backend
+
+
+def backend_name(name: str) -> str:
+    """The backend that goes by ``name``, in rdzv or in torchrun."""
+    names = {found.name for found in plugins.installed()}
+    rest = name.removeprefix("rdzv-")
+    return rest if name not in names and rest in names else name
 
 
 def register() -> Callable[[RendezvousParameters], RendezvousHandler]:

@@ -20,6 +20,8 @@ from rdzv.testing.contract import BackendContract, Deployment, live
 from rdzv.testing.contract.harness import Run
 from rdzv.testing.report import Outcome
 
+from .settings import Usage, read_settings
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -39,10 +41,6 @@ _MARKS = {
 
 _LINES = 6
 """Of why a promise is broken, so many lines are shown."""
-
-
-class Usage(Exception):  # noqa: N818 - it is what the caller got wrong
-    """The contract could not be run at all; the message says why."""
 
 
 def run(
@@ -66,7 +64,7 @@ def run(
             raise Usage(f"The contract has no group '{group}'. It has: {', '.join(groups)}.")
     if report is not None:
         _may_write(report)
-    settings = _settings(conf)
+    settings = read_settings(conf)
     deployment = Deployment(
         backend, endpoint, settings, title=title, limit=limit, interval=interval
     )
@@ -94,16 +92,6 @@ def _may_write(path: Path) -> None:
     """
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise Usage(f"The report cannot be written: {path} is a folder, or in none to write to.")
-
-
-def _settings(conf: Sequence[str]) -> dict[str, str]:
-    settings: dict[str, str] = {}
-    for pair in (pair for text in conf for pair in text.split(",") if pair.strip()):
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise Usage(f"--conf has {pair!r}; write k=v,...")
-        settings[key.strip()] = value.strip()
-    return settings
 
 
 def _try(deployment: Deployment) -> None:

@@ -12,16 +12,14 @@ from rich.table import Table
 from rdzv.testing.simulation import Scenario, generate, minimise, simulate
 from rdzv.testing.simulation.campaign import append, read_results, run_campaign, total_seeds
 
+from .settings import Usage
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from rdzv.testing.simulation.campaign import Campaign, Seed
 
 __all__ = ["Usage", "run_range", "run_scenario"]
-
-
-class Usage(Exception):  # noqa: N818 - it is what the caller got wrong
-    """Nothing could be simulated; the message says why."""
 
 
 def run_range(first: int, last: int, jobs: int, results: Path | None) -> int:

@@ -27,7 +27,7 @@ Token = Any
 """An opaque fencing token: it names one version of the shared state."""
 
 HELD = -1
-"""The number of a slot whose node holds a lease at this moment, in :meth:`Session.beats`."""
+"""The number of a slot whose node holds a lease at this moment, in :meth:`.Session.beats`."""
 
 MAX_RECORDS = 4096
 """As many records at least are in one answer of :meth:`Session.records`, if there are more."""
@@ -206,7 +206,7 @@ class Session(ABC):
     def beats(self, slots: Sequence[int]) -> Mapping[int, int]:
         """A number for each of ``slots`` that changes with every beat (0 where none came).
 
-        A store that keeps leases says :data:`HELD` instead for as long as the lease lives that
+        A store that keeps leases says :data:`.HELD` instead for as long as the lease lives that
         the last beat renewed, and 0 when it has ended: that is the node's end.
         """
 
@@ -222,7 +222,8 @@ class Session(ABC):
     def forget(self, after: int, upto: int, nonce: str, names: Sequence[str]) -> None:
         """Free the records in ``(after, upto]`` and the pieces ``names`` of ``nonce``.
 
-        A forgotten ticket must still refuse a record that comes late.
+        A forgotten ticket must still refuse a record that comes late. ``upto`` may lie beyond the
+        newest ticket.
         """
 
     @abstractmethod

@@ -7,7 +7,8 @@ store is left behind and every caller returns by its deadline:
 - *watch* waits for the document to change;
 - *lead*, while this node leads, waits for arrivals.
 
-Each has a session of its own. One lock makes the machine see one thing at a time.
+Each has a session of its own. A fourth, *gate*, has none: it asks workers for checkpoints, where
+admission is deferred. One lock makes the machine see one thing at a time.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .leadership import Roster
     from .machine import Machine
     from .runtime import Runtime
+from .gatekeeper import Gatekeeper
 from .perform import PERFORM, document_read, read_whole_roster
 
 __all__ = ["Driver"]
@@ -122,6 +124,11 @@ class Driver:
             runtime.thread(run, f"rdzv-{run.__name__[5:]}")
             for run in (self._run_ops, self._run_watch, self._run_lead)
         ]
+        if machine.settings.admission == "deferred":
+            gatekeeper = Gatekeeper(
+                machine, self._block, self.submit, lambda: self._stopped, runtime
+            )
+            self._threads.append(runtime.thread(gatekeeper.run, "rdzv-gate"))
 
     def start(self) -> None:
         """Connect, early since some connections are slow to open, and wait for commands."""
@@ -303,14 +310,15 @@ class Driver:
             except RendezvousConnectionError as exc:
                 now = self._runtime.monotonic()
                 self._trouble = exc
+                interrupted = True
+                # What breaks again at once is the same trouble still.
+                fresh = broken_at is None or (began > broken_at and now - began > _RETRY[1])
                 # One failure after a long time says nothing: this process may have slept. The
                 # next one says that attempts take long.
-                slept = not slept and now - lost_at > self._patience / 2
-                lost_at = now
-                interrupted = True
-                if broken_at is None or (began > broken_at and now - began > _RETRY[1]):
-                    # What breaks again at once is the same trouble still.
+                slept = not fresh and not slept and now - lost_at > self._patience / 2
+                if broken_at is None or fresh:
                     broken_at, pause = now, _RETRY[0]
+                lost_at = now
                 if now - broken_at >= self._patience and not slept:
                     self._fail(exc)
                 else:
@@ -513,7 +521,7 @@ class Driver:
 
     def describe(self, session: Session) -> Roster:
         """The roster as it is now, read afresh."""
-        return read_whole_roster(session, self.machine)
+        return read_whole_roster(session, self.machine.document, self.machine.token)
 
     def others(self, session: Session) -> dict[str, tuple[int, int]]:
         """The slots and beat counters of all other nodes that have not left."""

@@ -7,7 +7,7 @@ import math
 import os
 import weakref
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from .. import events
 from ..api import RendezvousHandler, RendezvousInfo, RendezvousParameters, RendezvousStoreInfo
@@ -21,7 +21,7 @@ from ..errors import (
     known_to_torch,
 )
 from .backend import RendezvousBackend, Session, SessionBackend
-from .document import Master, Record
+from .document import Admission, Change, Master, Record
 from .driver import Driver
 from .leader import Settings
 from .leaving import Leaver
@@ -37,6 +37,7 @@ from .messages import (
     Withdrawn,
 )
 from .phases import Phase
+from .ranking import Ranking, checked
 from .reporting import Reporter, who_is_here
 from .roster import DocumentSession
 from .runtime import REAL, Runtime
@@ -83,6 +84,10 @@ class DynamicRendezvousHandler(RendezvousHandler):
         keep_alive_max_attempt: int = 5,
         *,
         patience: float = 60.0,
+        rank_policy: str = "sticky",
+        labels: str | None = None,
+        node_number: int | None = None,
+        admission: Admission = "immediate",
     ) -> DynamicRendezvousHandler:
         """Make a handler.
 
@@ -101,9 +106,20 @@ class DynamicRendezvousHandler(RendezvousHandler):
                 node counts as lost, 2 or more (torch: 3). A loss is noticed after
                 ``interval * (attempts + 0.5)`` seconds at the latest.
             patience: Seconds that the store may be out of reach before calls fail.
+            rank_policy: The name of what gives out ranks, the same on all nodes: ``sticky``,
+                ``topology``, ``scheduler``, or one that an extension offers.
+            labels: Where this node stands, outermost first, such as
+                ``rack:r1/nvlink:d3``; ``RDZV_LABELS`` by default.
+            node_number: This node's number for ``scheduler``, 0 or more; what Slurm or
+                Kubernetes say by default.
+            admission: Whether nodes that arrive while a round stands are let in at once, or
+                when its workers have called :func:`rdzv.checkpoint_reached`; the same on
+                all nodes.
 
         Raises:
             ValueError: An argument is out of its range.
+            UnknownRankPolicyError: No such policy is built in or installed; a
+                ``ValueError`` as well.
         """
         settings = RendezvousSettings(
             run_id,
@@ -112,8 +128,10 @@ class DynamicRendezvousHandler(RendezvousHandler):
             timeout or RendezvousTimeout(),
             timedelta(seconds=keep_alive_interval),
             keep_alive_max_attempt,
+            admission,
         )
-        return cls(settings, backend.name, store, backend, local_addr, patience)
+        ranking = Ranking.made(rank_policy, labels, node_number)
+        return cls(settings, backend.name, store, backend, local_addr, patience, ranking=ranking)
 
     def __init__(
         self,
@@ -124,6 +142,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
         local_addr: str | None,
         patience: float,
         runtime: Runtime = REAL,
+        ranking: Ranking = Ranking(),  # noqa: B008 - it never changes
     ) -> None:
         check(settings, patience)
         if isinstance(backend, SessionBackend):
@@ -138,7 +157,6 @@ class DynamicRendezvousHandler(RendezvousHandler):
         self._patience = patience
         self._joining = runtime.lock()
         self._info: Joined | None = None
-        self._waits_as_spare: bool | None = None
         self._unsettled = False
         self._addr = local_addr or default_address()
         interval = settings.keep_alive_interval.total_seconds()
@@ -151,9 +169,10 @@ class DynamicRendezvousHandler(RendezvousHandler):
             local_id=number,
             interval=interval,
             id="",
+            labels=ranking.labels,
+            node_number=ranking.number,
         )
         self._name = str(me)
-        self._observers = runtime.observers()
         machine = Machine(
             Settings(
                 settings.min_nodes,
@@ -161,22 +180,28 @@ class DynamicRendezvousHandler(RendezvousHandler):
                 settings.timeout.last_call.total_seconds(),
                 interval,
                 settings.keep_alive_max_attempt,
+                ranking.recorded,
+                checked(ranking.policy),
+                settings.admission,
             ),
             me,
             runtime.new_id,
             runtime.random,
+            runtime.wall,
         )
-        self._reporter = Reporter(settings.run_id, self._name, machine, self._observers)
+        self._reporter = Reporter(
+            settings.run_id, self._name, backend_name, machine, runtime.observers()
+        )
         self._driver = Driver(
             machine,
-            _session_factory(backend, runtime),
+            session_factory(backend, runtime),
             self._master_opener(),
             patience,
             self._reporter,
             runtime,
         )
         self._driver.start()
-        self._leaver = Leaver(self._driver, backend, settings, runtime)
+        self._leaver = Leaver(self._driver, backend, settings, runtime, self._reporter.left)
         # A handler that is dropped must not look alive.
         weakref.finalize(self, self._leaver.leave_soon).atexit = False
 
@@ -206,12 +231,12 @@ class DynamicRendezvousHandler(RendezvousHandler):
         if self._info is None or document is None:
             return False
         change = document.change
-        changed = change is not None and change.arrived + change.left + change.lost > 0
+        changed = change is not None and change != Change(returned=change.returned)
         return changed or document.round > self._info.round
 
     @property
     def node(self) -> str:
-        """This node as logs and errors name it: address, process id and local number."""
+        """This node as logs and errors name it, by address, process id and local number."""
         return self._name
 
     @property
@@ -245,15 +270,17 @@ class DynamicRendezvousHandler(RendezvousHandler):
     def next_rendezvous(self) -> RendezvousInfo:
         """Take part in the next round; returns once it has completed with this node in it.
 
-        A spare, which comes while the round is full, waits without a deadline.
+        A spare, which comes while the round is full, waits without a deadline, and so does a
+        node that is not let in before a checkpoint.
 
         Raises:
             RendezvousClosedError: The run is closed, or this handler shut down.
-            RendezvousGracefulExitError: The run was closed while this node was a spare.
+            RendezvousGracefulExitError: The run was closed while this node was a spare, or waited
+                for a checkpoint.
             RendezvousTimeoutError: No round completed within the join timeout.
             RendezvousConnectionError: The backend cannot be reached.
             RendezvousStateError: The backend holds what cannot be, or the run
-                has other limits than this node.
+                has other limits, or another admission, than this node.
         """
         if not self._joining.acquire(blocking=False):
             raise RendezvousError("Another thread is already in next_rendezvous().")
@@ -275,7 +302,6 @@ class DynamicRendezvousHandler(RendezvousHandler):
             joined.round,
             self._settings.run_id,
         )
-        self._reporter.emit(events.Completed, rank=joined.rank, world_size=joined.size)
         return RendezvousInfo(
             self._store_of_round(joined),
             joined.rank,
@@ -291,12 +317,11 @@ class DynamicRendezvousHandler(RendezvousHandler):
         driver.check()
         seconds = self._settings.timeout.join.total_seconds()
         self._join_by = started + seconds
-        self._waits_as_spare = None
         if self._unsettled and not self._settle(self._join_by):
             driver.check()
             raise RendezvousTimeoutError(self._why_not(self._runtime.monotonic() - started))
         driver.forget(Joined, Refused, Withdrawn)
-        self._reporter.emit(events.Joined)
+        self._reporter.joins()
         try:
             driver.submit(Join())
             ended = self._wait_to_join()
@@ -357,7 +382,6 @@ class DynamicRendezvousHandler(RendezvousHandler):
         return self._driver.outcome(Withdrawn) is not None
 
     def _join_deadline(self) -> float | None:
-        self._tell_waiting()
         spare = self._driver.machine.phase is Phase.SPARE
         if spare:
             self._join_by = math.inf
@@ -366,22 +390,12 @@ class DynamicRendezvousHandler(RendezvousHandler):
             self._join_by = self._runtime.monotonic() + self._settings.timeout.join.total_seconds()
         return None if spare else self._join_by
 
-    def _tell_waiting(self) -> None:
-        """Tell observers, once each, that this node came late, and that it is a spare."""
-        machine = self._driver.machine
-        document = machine.document
-        if machine.phase not in (Phase.WAITING, Phase.SPARE) or document is None:
-            return
-        spare = machine.phase is Phase.SPARE
-        if document.round > self.round and spare is not self._waits_as_spare:
-            self._waits_as_spare = spare
-            self._reporter.emit(events.Waiting, spare=spare)
-
     def _refused(self, refusal: Refusal) -> RendezvousError:
         run = f"The run '{self._settings.run_id}'"
         if refusal is Refusal.SURPLUS:
             return RendezvousGracefulExitError(
-                f"{run} was closed while this node was a spare; it was not needed."
+                f"{run} was closed while this node was a spare or waited for a checkpoint; it was "
+                "not needed."
             )
         if refusal is Refusal.LEFT:
             return RendezvousClosedError(f"This node has left the run '{self._settings.run_id}'.")
@@ -390,10 +404,9 @@ class DynamicRendezvousHandler(RendezvousHandler):
         )
 
     def _why_not(self, seconds: float) -> str:
-        settings = self._settings
-        text = f"No round of the run '{settings.run_id}' completed within {seconds:.1f} s"
-        machine = self._driver.machine
-        if machine.document is None:
+        text = f"No round of the run '{self._settings.run_id}' completed within {seconds:.1f} s"
+        document = self._driver.machine.document
+        if document is None:
             return f"{text}: the store did not answer."
         report: list[Roster] = []
         driver = self._driver  # Not self: what is kept of it would keep the handler alive.
@@ -402,7 +415,7 @@ class DynamicRendezvousHandler(RendezvousHandler):
         driver.wait(lambda: bool(report), lambda: until)
         if not report:
             return f"{text}: the store did not answer in time. Is it out of reach, or overloaded?"
-        return f"{text}: {who_is_here(report[0], settings, self._name)}"
+        return f"{text}: {who_is_here(report[0], document.min_nodes, self._name)}"
 
     def _store_of_round(self, joined: Joined) -> Store:
         import torch.distributed as dist
@@ -516,9 +529,8 @@ class DynamicRendezvousHandler(RendezvousHandler):
             log.warning("Node %s could not close the run: %s", self._name, exc)
             done = False
         # One that could not close in all that time gets no more of it.
-        return (
-            self._leave(self._settings.timeout.close.total_seconds() if done else _GRACE) and done
-        )
+        seconds = self._settings.timeout.close.total_seconds() if done else _GRACE
+        return self._leaver.leave(seconds) and done
 
     def _may_close(self) -> bool:
         if self._leaver.left:
@@ -539,22 +551,15 @@ class DynamicRendezvousHandler(RendezvousHandler):
         Returns:
             Whether the others could be told.
         """
-        return self._leave(self._settings.timeout.close.total_seconds())
-
-    def _leave(self, seconds: float) -> bool:
-        already = self._leaver.left
-        done = self._leaver.leave(seconds)
-        if not already:
-            self._reporter.emit(events.Left)
-        self._observers.close()
-        return done
+        return self._leaver.leave(self._settings.timeout.close.total_seconds())
 
 
 def _shares_store() -> bool:
     return os.getenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "0") != "1"
 
 
-def _session_factory(backend: RendezvousBackend, runtime: Runtime) -> Callable[[], Session]:
+def session_factory(backend: RendezvousBackend, runtime: Runtime) -> Callable[[], Session]:
+    """What opens a session of a backend, whatever it offers."""
     if isinstance(backend, SessionBackend):
         return backend.open_session
     lock = runtime.lock()
@@ -568,7 +573,8 @@ def create_handler(
 
     Read are ``join_timeout``, ``last_call_timeout``, ``close_timeout``,
     ``heartbeat_timeout``, ``keep_alive_interval`` and ``patience`` in seconds,
-    fractions included, and ``keep_alive_max_attempt``.
+    fractions included, ``keep_alive_max_attempt``, ``rank_policy``, ``labels``,
+    ``node_number`` and ``admission``.
 
     Args:
         store: The store that ``next_rendezvous`` hands to its caller.
@@ -577,6 +583,8 @@ def create_handler(
 
     Raises:
         ValueError: A parameter is out of its range.
+        UnknownRankPolicyError: No such rank policy is built in or installed; a
+            ``ValueError`` as well.
     """
 
     def seconds(key: str, *aliases: str) -> timedelta | None:
@@ -600,10 +608,12 @@ def create_handler(
             ),
             timedelta(seconds=params.get_as_seconds("keep_alive_interval", 1.0)),
             5 if attempts is None else attempts,
+            cast("Admission", str(params.get("admission") or "immediate").strip().lower()),
         ),
         params.backend,
         store,
         backend,
         params.local_addr or default_address(host_of(params.endpoint)),
         params.get_as_seconds("patience", 60.0),
+        ranking=Ranking.of(params),
     )

@@ -8,12 +8,24 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .document import Assigned, Document, Leader, Master
-from .leadership import Complete, Entry, Hold, Reopen, Roster, Standing, Waiting, decide
+from .document import Admission, Assigned, Document, Leader, Master, place
+from .leadership import (
+    Complete,
+    Entry,
+    Hold,
+    Reopen,
+    Roster,
+    Standing,
+    Waiting,
+    assign_ranks,
+    decide,
+)
 from .liveness import Silence
 from .messages import (
     Action,
     Bury,
+    Called,
+    Deferred,
     Forget,
     LogRead,
     Lost,
@@ -29,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from .backend import Token
+    from .leadership import Assign
 
 __all__ = ["Leading", "Settings", "amend"]
 
@@ -55,11 +68,22 @@ class Settings:
     last_call: float
     interval: float
     attempts: int
+    rank_policy: str = ""
+    """The name of what gives out ranks, as the document has it."""
+    assign: Assign = assign_ranks
+    admission: Admission = "immediate"
+    listed: int = 64
+    """Of up to so many nodes the places are in the document itself: some hundred bytes."""
 
     @property
     def patience(self) -> float:
         """A beat may be late by this much, and nobody is evicted."""
         return self.interval * (self.attempts - 1)
+
+    @property
+    def told_last_call(self) -> float:
+        """The last call as people are told of it: a day at most."""
+        return min(self.last_call, 86400.0)
 
     def silence(self, interval: float) -> float:
         """How long one that beats every ``interval`` is silent before it counts as dead."""
@@ -109,6 +133,8 @@ class Leading:
         """Whether it knows which tickets have been given out, and so what to wait for."""
         self._silence = Silence(settings.patience)
         self._called_since: float | None = None
+        self._called_until: float | None = None
+        """The end of the last call that was told of."""
         self._look_due = 0.0
         self._log_due = 0.0
         self._wake: float | None = None
@@ -118,6 +144,11 @@ class Leading:
         self._pieces: list[int] = []
         self._upto = 0
         self.holding: Waiting | None = None
+        self.held: int | None = None
+        """Nodes that wait for a checkpoint; ``None`` before the first decision."""
+        self._told_held = 0
+        self.let_in = 0
+        """Nodes of the last round that this leader has completed which were not in that before."""
 
     @property
     def period(self) -> float:
@@ -295,6 +326,8 @@ class Leading:
         fresh: bool,
         master: Master | None,
         number: int,
+        checkpoint: bool = False,
+        wall: float = 0.0,
     ) -> list[Action]:
         """Do what has to be done now.
 
@@ -306,6 +339,8 @@ class Leading:
                 a last look at it.
             master: A store for the workers that this node has ready.
             number: What the next round is called.
+            checkpoint: Whether workers have reached one, and were told that a round opens.
+            wall: What the wall clock says, for people.
         """
         if not self._synced:
             return []
@@ -315,22 +350,44 @@ class Leading:
             self._called_since = None
         elif self._called_since is None:
             self._called_since = now
-        decision = decide(self.roster, document, self._called_since, now, self._settings.last_call)
+        settings = self._settings
+        decision = decide(
+            self.roster,
+            document,
+            self._called_since,
+            now,
+            settings.last_call,
+            settings.assign,
+            checkpoint=checkpoint,
+        )
+        self.held = decision.arrived if isinstance(decision, Hold) else 0
         self._wake = None
         self.holding = None
         if isinstance(decision, Hold):
             self.holding = decision.reason
             self._wake = decision.until
-            return []
+            return self._tell(decision, present, now)
         if isinstance(decision, Complete) and self._awaits_proof(decision, document, now):
             self.holding = Waiting.PROOF
             self._wake = self._proven_by
             return []
         if isinstance(decision, Reopen):
-            return [SwapDocument(amend(document, self._new_id(), change=decision.change), token)]
+            # Who has not read its place by now finds it among the pieces.
+            reopened = amend(document, self._new_id(), change=decision.change, places="")
+            return [SwapDocument(reopened, token)]
         if not fresh:
             return [ReadLog(self.roster.complete_upto)]
-        return self._complete(document, token, decision, master, number)
+        return self._complete(document, token, decision, master, number, wall)
+
+    def _tell(self, hold: Hold, present: int, now: float) -> list[Action]:
+        """Tell of a last call that has begun, and of nodes that are held up, each once."""
+        told, self._told_held = self._told_held, max(self._told_held, hold.arrived)
+        if hold.arrived > told:
+            return [Deferred(hold.arrived)]
+        if hold.until is None or hold.until == self._called_until:
+            return []
+        self._called_until = hold.until
+        return [Called(present, hold.until - now)]
 
     def _awaits_proof(self, decision: Complete, document: Document, now: float) -> bool:
         """Whether one of whom it is not yet known that it lives would be in the round as well."""
@@ -347,6 +404,7 @@ class Leading:
         term._dead = self._dead | self._suspects | dict.fromkeys(lost, 0.0)
         term._known_upto = self._known_upto | lost
         term._reported = self._reported | lost.keys()
+        term._told_held = self._told_held
         return term
 
     def _complete(
@@ -356,6 +414,7 @@ class Leading:
         decision: Complete,
         master: Master | None,
         number: int,
+        wall: float,
     ) -> list[Action]:
         nonce = self._new_id()
         own = next((r for r, e in enumerate(decision.entries) if e.node == self._me), -1)
@@ -384,15 +443,22 @@ class Leading:
                     size=len(decision.entries),
                     upto=self.roster.complete_upto,
                     chunks=len(chunks),
+                    places=self._places(decision.entries),
                     gone=decision.gone,
                     leader=leader,
                     # Only this node's own store is at hand before anybody knows its rank.
                     master=master if own == 0 else None,
                     change=None,
+                    since=wall,
                 ),
                 token,
             ),
         ]
+
+    def _places(self, chosen: Sequence[Entry]) -> str:
+        if len(chosen) > self._settings.listed:
+            return ""
+        return " ".join(place(entry.ticket, entry.node) for entry in chosen)
 
     def on_won(self, before: Document, document: Document) -> Assigned | None:
         """This leader's swap took effect; returns its own place where a round completed by it."""
@@ -402,6 +468,8 @@ class Leading:
         self._offer = None
         self.nonce = document.nonce
         self._called_since = None
+        self._told_held = 0
+        self.let_in = sum(entry.rank < 0 for entry in chosen)
         self._garbage += _pieces_of(before.nonce, self._pieces)
         self._garbage.append(Forget(before.upto, document.upto, before.nonce, (), before.chunks))
         self._pieces = [entry.ticket for entry in chosen]
@@ -426,7 +494,8 @@ class Leading:
         heir = None
         if entry is not None:
             rank = entry.rank if entry.standing is not Standing.NEW else -1
-            heir = Leader(entry.node, entry.record.interval / 2, rank, entry.slot)
+            interval, told = entry.record.interval / 2, self._settings.told_last_call
+            heir = Leader(entry.node, interval, rank, entry.slot, told)
         return SwapDocument(amend(document, self._new_id(), leader=heir), token)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from .document import Change, Document, Member, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+    Assign = Callable[[Sequence["Entry"], str], Sequence["Entry"]]
+    """Orders the nodes that were chosen for a round, given the leader, by their new ranks."""
 
 __all__ = [
     "Complete",
@@ -134,6 +137,10 @@ class Roster:
         for rank, entry in enumerate(chosen):
             members[entry.node] = Entry(entry.ticket, rank, entry.record, Standing.HERE)
         waiting = {e.node: e for e in self.those(Standing.NEW) if e.node not in members}
+        # Of a run that was scaled down: they had a place, and wait for another.
+        for e in self.those(Standing.BACK):
+            if e.node not in members:
+                waiting[e.node] = Entry(e.ticket, -1, e.record, Standing.NEW, proven=e.proven)
         self.entries = members | waiting
 
     def those(self, *standings: Standing) -> list[Entry]:
@@ -195,6 +202,7 @@ class Waiting(enum.Enum):
     """Why a round does not complete yet."""
 
     STANDS = "the round stands"
+    CHECKPOINT = "nodes have arrived, and wait until workers have reached a checkpoint"
     SHORT = "a participant was lost, and too few nodes are left for another round"
     RETURN = "participants of the round before have still to come back"
     MINIMUM = "fewer than min_nodes are here"
@@ -209,6 +217,8 @@ class Hold:
 
     reason: Waiting
     until: float | None = None
+    arrived: int = 0
+    """Nodes that wait for a checkpoint and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -230,8 +240,50 @@ class Complete:
 Decision = Hold | Reopen | Complete
 
 
+class Ranked(Protocol):
+    """What has to be known of a node to give it a rank."""
+
+    @property
+    def node(self) -> str: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def ticket(self) -> int: ...
+
+
+N = TypeVar("N", bound=Ranked)
+
+
+def assign_ranks(entries: Sequence[N], leader: str = "") -> list[N]:
+    """Order nodes by their new ranks: who stays keeps the order, newcomers fill the gaps.
+
+    Rank 0 is a node that was in the round before, where there is one: what the
+    workers hold in memory spreads from rank 0. Where all are new it is the
+    ``leader``, who has a store for the workers ready.
+    """
+    size = len(entries)
+    staying = sorted((e for e in entries if e.rank >= 0), key=lambda e: e.rank)
+    ranks: dict[int, N] = {}
+    lowest = 0
+    for place, entry in enumerate(staying):
+        # As near to its old rank as those behind it leave room.
+        rank = 0 if place == 0 else max(lowest, min(entry.rank, size - (len(staying) - place)))
+        ranks[rank] = entry
+        lowest = rank + 1
+    new = [e for e in entries if e.rank < 0]
+    newcomers = iter(sorted(new, key=lambda e: (e.node != leader, e.ticket)))
+    return [ranks[rank] if rank in ranks else next(newcomers) for rank in range(size)]
+
+
 def decide(
-    roster: Roster, document: Document, called_since: float | None, now: float, last_call: float
+    roster: Roster,
+    document: Document,
+    called_since: float | None,
+    now: float,
+    last_call: float,
+    assign: Assign = assign_ranks,
+    *,
+    checkpoint: bool = False,
 ) -> Decision:
     """What a leader has to do, or why nothing.
 
@@ -241,6 +293,8 @@ def decide(
         called_since: Since when ``min_nodes`` are here without interruption, if they are.
         now: Its monotonic clock (seconds).
         last_call: How long to wait for more than ``min_nodes`` (seconds).
+        assign: Gives out the ranks.
+        checkpoint: Whether workers of this round were told that a new one opens.
     """
     if document.closed:
         return Hold(Waiting.CLOSED)
@@ -248,7 +302,10 @@ def decide(
     back = roster.those(Standing.BACK)
     new = [entry for entry in roster.those(Standing.NEW) if entry.proven]
     if here and document.change is None:
-        return _standing_round(roster, document, len(here), len(back), len(new))
+        decision = _standing_round(roster, document, len(here), len(back), len(new))
+        if document.admission == "deferred":
+            return _defer(decision, checkpoint)
+        return decision
     if here:
         return Hold(Waiting.RETURN)
     if not all(entry.proven for entry in back):
@@ -260,7 +317,9 @@ def decide(
         if now < until:
             return Hold(Waiting.LAST_CALL, until)
     leader = "" if document.leader is None else document.leader.node
-    chosen = assign_ranks((back + new)[: document.max_nodes], leader)
+    # Where a run was scaled down, the first ranks stay.
+    back.sort(key=lambda entry: entry.rank)
+    chosen = assign((back + new)[: document.max_nodes], leader)
     return Complete(chosen, gone=len(roster.gone()))
 
 
@@ -270,29 +329,20 @@ def _standing_round(
     gone = roster.gone()
     left = sum(entry.standing is Standing.LEFT for entry in gone)
     lost = len(gone) - left
-    arrived = min(new, document.max_nodes - here - back)
+    surplus = max(0, here + back - document.max_nodes)
+    arrived = max(0, min(new, document.max_nodes - here - back))
     possible = here + back + new >= document.min_nodes
-    if back or left or (possible and (lost or arrived)):
-        return Reopen(Change(arrived=arrived, returned=back, left=left, lost=lost))
+    if back or left or surplus or (possible and (lost or arrived)):
+        return Reopen(Change(arrived, back, left, lost, surplus))
     return Hold(Waiting.SHORT if lost else Waiting.STANDS)
 
 
-def assign_ranks(entries: Sequence[Entry], leader: str = "") -> list[Entry]:
-    """Order nodes by their new ranks: who stays keeps the order, newcomers fill the gaps.
-
-    Rank 0 is a node that was in the round before, where there is one: what the
-    workers hold in memory spreads from rank 0. Where all are new it is the
-    ``leader``, who has a store for the workers ready.
-    """
-    size = len(entries)
-    staying = sorted((e for e in entries if e.rank >= 0), key=lambda e: e.rank)
-    ranks: dict[int, Entry] = {}
-    lowest = 0
-    for place, entry in enumerate(staying):
-        # As near to its old rank as those behind it leave room.
-        rank = 0 if place == 0 else max(lowest, min(entry.rank, size - (len(staying) - place)))
-        ranks[rank] = entry
-        lowest = rank + 1
-    new = [e for e in entries if e.rank < 0]
-    newcomers = iter(sorted(new, key=lambda e: (e.node != leader, e.ticket)))
-    return [ranks[rank] if rank in ranks else next(newcomers) for rank in range(size)]
+def _defer(decision: Hold | Reopen, checkpoint: bool) -> Hold | Reopen:
+    """Arrivals alone wait for a checkpoint, and what workers were told then is kept."""
+    if isinstance(decision, Reopen):
+        arrived = decision.change.arrived
+        alone = decision.change == Change(arrived=arrived)
+        return Hold(Waiting.CHECKPOINT, arrived=arrived) if alone and not checkpoint else decision
+    if checkpoint and decision.reason is Waiting.STANDS:
+        return Reopen(Change(arrived=1))  # It has gone since, but it had arrived.
+    return decision

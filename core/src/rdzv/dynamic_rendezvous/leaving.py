@@ -13,6 +13,8 @@ from .messages import Departed, Leave, Touch
 from .phases import Phase
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .backend import Session
     from .driver import Driver
     from .runtime import Runtime
@@ -34,7 +36,7 @@ _LOOK_PAUSE = 0.2
 
 
 class Leaver:
-    """Takes the node of one driver out of its run, once."""
+    """Takes the node of one driver out of its run, once, and tells ``has_left`` of it."""
 
     def __init__(
         self,
@@ -42,8 +44,10 @@ class Leaver:
         backend: RendezvousBackend,
         settings: RendezvousSettings,
         runtime: Runtime,
+        has_left: Callable[[], None],
     ) -> None:
         self.left = False
+        self._has_left = has_left
         self._driver = driver
         self._backend = backend
         self._runtime = runtime
@@ -69,6 +73,7 @@ class Leaver:
                 driver.look(session, Touch())  # Calls the other threads out of their waits.
         finally:
             driver.stop()
+            self._has_left()
 
     def leave_at_exit(self) -> None:
         """Leave as the process ends, and have no thread in a store's library after that."""
@@ -92,6 +97,7 @@ class Leaver:
             closed = driver.machine.closed
             self._linger(seconds if closed else min(seconds, _OPEN_LINGER))
         self._come_to_rest()
+        self._has_left()
         return done and driver.error is None
 
     def _linger(self, seconds: float) -> None:

@@ -13,10 +13,12 @@ from .following import Following
 from .leader import Leading, Settings, amend
 from .messages import (
     Action,
+    Admitted,
     Attach,
     Beat,
     Beaten,
     BeatsRead,
+    CheckpointReached,
     Close,
     Departed,
     DocumentRead,
@@ -32,6 +34,7 @@ from .messages import (
     MasterOpened,
     OpenMaster,
     PieceRead,
+    Ranked,
     Read,
     ReadBeats,
     ReadLog,
@@ -46,6 +49,7 @@ from .messages import (
     Tick,
     TookOver,
     Touch,
+    Waits,
     Withdraw,
     Withdrawn,
 )
@@ -74,6 +78,8 @@ class Machine:
         me: This node as its records name it.
         new_id: Makes random names.
         jitter: Makes random numbers between 0 and 1.
+        wall: The wall clock (seconds since 1970). What it says is passed on to people, and
+            decides nothing.
     """
 
     def __init__(
@@ -82,6 +88,7 @@ class Machine:
         me: Record,
         new_id: Callable[[], str],
         jitter: Callable[[], float],
+        wall: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.settings = settings
         self.phase = Phase.IDLE
@@ -94,18 +101,23 @@ class Machine:
         self._me = me
         self._new_id = new_id
         self._jitter = jitter
+        self._wall = wall
         self._ticket = 0
         self._records = 0
         self._slot = 0
         self._old_slots: dict[int, float] = {}
         """Where it has beaten before, and until when it goes on to."""
         self._entering_since = 0.0
+        self._told_waits: Waits | None = None
+        """What it has said since it joined: that it waits for a later round, and how."""
         self._leaves = False
         """Whether it has left the roster, and not heard that this was written."""
         self._wants_slot = True
         """Whether its next ticket is to be its slot as well."""
         self._entered_round = 0
         self._master: Master | None = None
+        self._checkpoint = 0
+        """The round whose workers have reached a checkpoint, and were told that another opens."""
         self._master_round = 0
         """The round that it was offered to, whether it was taken or not."""
         self._opening = False
@@ -145,6 +157,7 @@ class Machine:
             LogRead: self._on_log,
             BeatsRead: self._on_beats,
             MasterOpened: self._on_master,
+            CheckpointReached: self._on_checkpoint,
         }
 
     # ------------------------------------------------------------ outside
@@ -189,6 +202,20 @@ class Machine:
         """The workers' store that this node has open and has not given to a round."""
         return self._master
 
+    def gate(self) -> tuple[int, Master, bool] | None:
+        """The round that this leader can let newcomers into, its store, and whether they wait.
+
+        ``None`` where this node does not lead a round that stands, or does not know it yet. Any
+        thread may ask.
+        """
+        leading, document = self.leading, self.document
+        held = None if leading is None else leading.held
+        if document is None or document.master is None or held is None or self.closed:
+            return None
+        if document.change is not None or document.admission == "immediate":
+            return None
+        return document.round, document.master, held > 0
+
     @property
     def in_roster(self) -> bool:
         return self.phase in IN_ROSTER
@@ -197,6 +224,7 @@ class Machine:
 
     def _on_join(self, _: Join, now: float) -> list[Action]:
         self.latch = None
+        self._told_waits = None
         if self.phase is Phase.LEFT:
             return [Refused(Refusal.LEFT)]
         if self.document is None:
@@ -395,8 +423,10 @@ class Machine:
             write=self._new_id(),
             min_nodes=settings.min_nodes,
             max_nodes=settings.max_nodes,
-            leader=Leader(self._me.node, settings.interval / 2) if joining else None,
+            admission=settings.admission,
+            leader=self._as_leader(None) if joining else None,
             closed=self._closing,
+            rank_policy=settings.rank_policy,
         )
 
     def _on_swapped(self, swapped: Swapped, now: float) -> list[Action]:
@@ -408,11 +438,12 @@ class Machine:
             self.leading.on_lost()
         if swapped.won and self.leading is not None and before is not None:
             own = self.leading.on_won(before, swapped.document)
+            actions += _admitted(before, swapped.document, self.leading.let_in)
             if own is not None and self.phase in (Phase.WAITING, Phase.SPARE):
                 self._entered_round = swapped.document.round
-                actions = self._take(swapped.document, swapped.token, now)
                 self._move(Phase.RANKING)
-                return actions + self._ranked(own, now)
+                actions += self._take(swapped.document, swapped.token, now)
+                return actions + self._ranked(own, now) + self._pursue_if_due(now)
         return actions + self._take(swapped.document, swapped.token, now)
 
     def _check_outcome(self, swapped: Swapped) -> None:
@@ -464,11 +495,23 @@ class Machine:
     def _check_settings(self, document: Document) -> None:
         mine = (self.settings.min_nodes, self.settings.max_nodes)
         theirs = (document.min_nodes, document.max_nodes)
-        if mine != theirs:
+        if mine != theirs and not document.scaled:
             raise RendezvousStateError(
                 f"This node was started with min_nodes={mine[0]} and max_nodes={mine[1]}, but the "
                 f"run has min_nodes={theirs[0]} and max_nodes={theirs[1]}. Start every node of a "
                 "run with the same numbers, or use another run id."
+            )
+        if self.settings.rank_policy != document.rank_policy:
+            raise RendezvousStateError(
+                f"This node was started with rank_policy={self.settings.rank_policy or 'sticky'}, "
+                f"but the run has rank_policy={document.rank_policy or 'sticky'}. Start every node "
+                "of a run with the same one, or use another run id."
+            )
+        if self.settings.admission != document.admission:
+            raise RendezvousStateError(
+                f"This node was started with admission={self.settings.admission}, but the run has "
+                f"admission={document.admission}. Start every node of a run with the same, or use "
+                "another run id."
             )
 
     def _follow_leader(
@@ -517,11 +560,17 @@ class Machine:
             if document.round > self._entered_round:
                 self._entered_round = document.round
                 self._move(Phase.RANKING)
-                return [ReadPiece(document.nonce, self._ticket)]
+                if not document.places:
+                    return [ReadPiece(document.nonce, self._ticket)]
+                return self._placed(document, document.place_of(self._ticket, self._me.node), now)
             # A participant of a full round that comes back has its place in the next.
-            spare = document.full and self.round != document.round
+            spare = not document.admits and self.round != document.round
             if spare != (phase is Phase.SPARE):
                 self._move(Phase.SPARE if spare else Phase.WAITING)
+            waits = Waits(spare=spare and document.full, deferred=spare and not document.full)
+            if document.round > self.round and waits != self._told_waits:
+                self._told_waits = waits
+                return [waits]
         elif phase is Phase.RANKING and document.round != self._entered_round:
             return self._enter(now)
         elif phase is Phase.BOOTSTRAPPING:
@@ -536,11 +585,12 @@ class Machine:
     def _watch_round(self, document: Document) -> list[Action]:
         if self.latch is not None:
             return []
+        change = document.change if document.round == self.round else None
         if document.round > self.round:
             self.latch = f"round {document.round} was completed without this node"
         elif document.change is not None:
-            self.latch = _reason(document.change)
-        return [] if self.latch is None else [Latched(self.latch)]
+            self.latch = str(document.change)
+        return [] if self.latch is None else [Latched(self.latch, change)]
 
     def _on_entered(self, entered: Entered, now: float) -> list[Action]:
         if entered.record.kind == "leave":
@@ -561,7 +611,7 @@ class Machine:
         if not self._beats:
             self._beats = True
             # Spread, so that nodes that came together do not beat together.
-            self._beat_due = now + self._beat_period() * (0.25 + 0.5 * self._jitter())
+            self._beat_due = now + self._beat_period() * (0.75 + 0.25 * self._jitter())
             self._following.start(now, near=self._is_near())
             self._read_due = now + _READ_AGAIN
         actions = self._follow(document, now)
@@ -573,13 +623,20 @@ class Machine:
         document = self.document
         if self.phase is not Phase.RANKING or document is None or read.nonce != document.nonce:
             return []
-        if read.assigned is None:
+        return self._placed(document, read.assigned, now) + self._pursue_if_due(now)
+
+    def _pursue_if_due(self, now: float) -> list[Action]:
+        """Do what rank 0, or the leader, has to do once it knows its place."""
+        return self._pursue(now) if self.phase is Phase.BOOTSTRAPPING else []
+
+    def _placed(self, document: Document, assigned: Assigned | None, now: float) -> list[Action]:
+        if assigned is None:
             if document.size < document.max_nodes and self._ticket <= document.upto:
                 # There was room: the leader took this node for dead, and knows of it no more.
                 return self._enter(now)
             self._move(Phase.WAITING)
             return self._follow(document, now)
-        return self._ranked(read.assigned, now)
+        return self._ranked(assigned, now)
 
     def _ranked(self, assigned: Assigned, now: float) -> list[Action]:
         document = self.document
@@ -591,11 +648,12 @@ class Machine:
         self.round, self.rank = document.round, assigned.rank
         self._move(Phase.BOOTSTRAPPING)
         self._following.sooner(now, near=self._is_near())
+        ranked = Ranked(assigned.rank, document.size)
         if document.master is not None:
-            return self._complete(document, document.master)
+            return [ranked, *self._complete(document, document.master)]
         if document.change is not None:
-            return self._enter(now)
-        return self._pursue(now)
+            return [ranked, *self._enter(now)]
+        return [ranked]
 
     def _complete(self, document: Document, master: Master) -> list[Action]:
         self._move(Phase.MEMBER)
@@ -605,6 +663,10 @@ class Machine:
     def _on_master(self, opened: MasterOpened, now: float) -> list[Action]:
         self._opening = False
         self._master, self._master_round = opened.master, 0
+        return self._pursue(now)
+
+    def _on_checkpoint(self, reached: CheckpointReached, now: float) -> list[Action]:
+        self._checkpoint = reached.round
         return self._pursue(now)
 
     def _on_roster(self, read: RosterRead, now: float) -> list[Action]:
@@ -660,7 +722,14 @@ class Machine:
             number = document.next_round(self._failovers)
             master = self._master_for(number)
             actions = self.leading.pursue(
-                document, self.token, now, fresh=fresh, master=master, number=number
+                document,
+                self.token,
+                now,
+                fresh=fresh,
+                master=master,
+                number=number,
+                checkpoint=document.round == self._checkpoint,
+                wall=self._told_time(),
             )
             if master is not None and any(
                 isinstance(action, SwapDocument) and action.document.master == master
@@ -673,10 +742,15 @@ class Machine:
     def _swap(self, document: Document, **changes: object) -> SwapDocument:
         return SwapDocument(amend(document, self._new_id(), **changes), self.token)
 
-    def _as_leader(self, document: Document) -> Leader:
-        member = self.phase is Phase.MEMBER and self.round == document.round
-        rank = self.rank if member else -1
-        return Leader(self._me.node, self.settings.interval / 2, rank, self._slot)
+    def _as_leader(self, document: Document | None) -> Leader:
+        round_ = -1 if document is None else document.round
+        rank = self.rank if self.phase is Phase.MEMBER and self.round == round_ else -1
+        interval, told = self.settings.interval / 2, self.settings.told_last_call
+        return Leader(self._me.node, interval, rank, self._slot, told)
+
+    def _told_time(self) -> float:
+        """The wall clock as people are told of it; it may be set to anything."""
+        return min(max(0.0, round(self._wall(), 3)), 2.0**37)
 
     def _may_publish_master(self, document: Document) -> bool:
         return (
@@ -738,6 +812,7 @@ class Machine:
             round=self.round,
             rank=self.rank,
             slot=0 if self._wants_slot else self._slot,
+            since=self._told_time(),
         )
 
     def _move(self, phase: Phase) -> None:
@@ -750,14 +825,12 @@ class Machine:
         self.phase = phase
 
 
-def _reason(change: Change) -> str:
-    parts = []
-    for count, what in (
-        (change.lost, "lost"),
-        (change.left, "left"),
-        (change.returned, "came back"),
-        (change.arrived, "waiting to join"),
-    ):
-        if count:
-            parts.append(f"{count} node{'s' if count > 1 else ''} {what}")
-    return ", ".join(parts) or "the round is formed anew"
+def _admitted(before: Document, document: Document, let_in: int) -> list[Action]:
+    """What is to be told of a round with nodes that had to wait, or would have had to."""
+    completed = document.round > before.round > 0
+    if document.admission == "immediate" or not completed or not let_in:
+        return []
+    change = before.change or Change()
+    alone = change.arrived > 0 and change == Change(arrived=change.arrived)
+    others = msgspec.structs.replace(change, arrived=0)
+    return [Admitted(let_in, "workers have reached a checkpoint" if alone else str(others))]

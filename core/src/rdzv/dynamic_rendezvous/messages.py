@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from .backend import Token
-    from .document import Assigned, Document, Master, Member, Record
+    from .document import Assigned, Change, Document, Master, Member, Record
 
 # ---------------------------------------------------------------- stimuli
 
@@ -139,6 +139,13 @@ class MasterOpened:
     master: Master
 
 
+@dataclass(frozen=True)
+class CheckpointReached:
+    """Workers of this round have reached a checkpoint after this leader had asked for one."""
+
+    round: int
+
+
 Stimulus = (
     Join
     | Withdraw
@@ -157,6 +164,7 @@ Stimulus = (
     | LogRead
     | BeatsRead
     | MasterOpened
+    | CheckpointReached
 )
 
 # ---------------------------------------------------------------- actions
@@ -286,6 +294,33 @@ class Joined:
 
 
 @dataclass(frozen=True)
+class Waits:
+    """A round is running without this node, which waits for the next.
+
+    It is a ``spare`` where the round is full, and ``deferred`` where it is let in at a checkpoint.
+    """
+
+    spare: bool
+    deferred: bool
+
+
+@dataclass(frozen=True)
+class Called:
+    """This leader waits ``seconds`` more for others: ``nodes`` are here, which would do."""
+
+    nodes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A round was agreed on with this node in it."""
+
+    rank: int
+    size: int
+
+
+@dataclass(frozen=True)
 class Withdrawn:
     """This node has left the roster again, and may join later."""
 
@@ -297,9 +332,13 @@ class Departed:
 
 @dataclass(frozen=True)
 class Latched:
-    """The workers of this node have to be restarted for ``reason``."""
+    """The workers of this node have to be restarted for ``reason``.
+
+    ``change`` is what happened to the round; ``None`` where another one has completed.
+    """
 
     reason: str
+    change: Change | None = None
 
 
 @dataclass(frozen=True)
@@ -317,7 +356,34 @@ class TookOver:
     instead: str | None
 
 
-FACTS = (OpenMaster, Refused, Joined, Latched, Lost, TookOver)
+@dataclass(frozen=True)
+class Deferred:
+    """The leader holds up this many nodes that have arrived, until a checkpoint is reached."""
+
+    waiting: int
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """The leader has completed a round with nodes that were held up, or would have been."""
+
+    arrived: int
+    why: str
+
+
+FACTS = (
+    OpenMaster,
+    Refused,
+    Waits,
+    Called,
+    Ranked,
+    Joined,
+    Latched,
+    Lost,
+    TookOver,
+    Deferred,
+    Admitted,
+)
 """Actions that are carried out even where the connection breaks at one before them: the machine
 has taken its step. ``Withdrawn`` and ``Departed`` speak of what the others could be told."""
 
@@ -336,10 +402,15 @@ Action = (
     | Forget
     | OpenMaster
     | Refused
+    | Waits
+    | Called
+    | Ranked
     | Joined
     | Withdrawn
     | Departed
     | Latched
     | Lost
     | TookOver
+    | Deferred
+    | Admitted
 )

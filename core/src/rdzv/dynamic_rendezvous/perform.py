@@ -39,7 +39,15 @@ if TYPE_CHECKING:
     from .backend import Session, Token
     from .machine import Machine
 
-__all__ = ["PERFORM", "document_read", "read_whole_roster"]
+__all__ = [
+    "PERFORM",
+    "document_read",
+    "fold_log",
+    "forget_life",
+    "load_roster",
+    "read_whole_roster",
+    "swap_document",
+]
 
 _BURIED = b"-"
 
@@ -61,6 +69,11 @@ def _read(session: Session, action: Read, machine: Machine) -> Stimulus:
 
 
 def _swap(session: Session, action: SwapDocument, machine: Machine) -> Stimulus:
+    return swap_document(session, action)
+
+
+def swap_document(session: Session, action: SwapDocument) -> Swapped:
+    """Replace the document, once more where it was refused for a failover alone."""
     data = encode(action.document)
     swap = session.swap(data, action.token)
     stored = _decode_document(swap.document, swap.token)
@@ -99,16 +112,24 @@ def _chunk(number: int) -> str:
 
 
 def _read_roster(session: Session, action: ReadRoster, machine: Machine) -> RosterRead:
+    return RosterRead(action.nonce, _members(session, action))
+
+
+def _members(session: Session, action: ReadRoster) -> list[Member] | None:
     chunks = session.fetch(action.nonce, [_chunk(n) for n in range(action.chunks)])
     members: list[Member] = []
     for number, data in enumerate(chunks):
         if data is None:
-            return RosterRead(action.nonce, None)
+            return None
         members += decode(list[Member], data, f"Piece {number} of the roster")
-    return RosterRead(action.nonce, members)
+    return members
 
 
 def _read_log(session: Session, action: ReadLog, machine: Machine) -> LogRead:
+    return _log(session, action)
+
+
+def _log(session: Session, action: ReadLog) -> LogRead:
     lines: list[tuple[int, Record | bool | None]] = []
     for ticket, data in session.records(action.after):
         if data is None:
@@ -159,34 +180,47 @@ PERFORM: dict[type[Action], Callable[..., Stimulus | None]] = {
 }
 
 
-def read_whole_roster(session: Session, machine: Machine) -> Roster:
-    """The roster as it is now, for a node that does not lead."""
-    document = machine.document
-    roster = Roster()
+def read_whole_roster(session: Session, document: Document | None, token: Token) -> Roster:
+    """The roster as it is now, for one that does not lead and has seen this document."""
     if document is None:
-        return roster
+        return Roster()
     for _ in range(_TRIES):
-        if document.round == 0:
-            break
-        read = _read_roster(session, ReadRoster(document.nonce, document.chunks), machine)
-        if read.members is not None:
-            roster.load(read.members, document.upto)
-            break
-        # Freed, since another round has completed meanwhile.
-        found = session.read(machine.token)
+        roster = load_roster(session, document)
+        if roster is not None:
+            fold_log(session, roster)
+            return roster
+        found = session.read(token)
         if found is not None:
             document = _decode_document(*found)
-    else:
-        raise RendezvousConnectionError(
-            "The roster was replaced again and again while it was read."
-        )
-    log = LogRead((), more=True)
-    after = document.upto
+    raise RendezvousConnectionError("The roster was replaced again and again while it was read.")
+
+
+def load_roster(session: Session, document: Document) -> Roster | None:
+    """What the document's round has handed on; ``None`` where another has completed meanwhile."""
+    roster = Roster()
+    if document.round > 0:
+        members = _members(session, ReadRoster(document.nonce, document.chunks))
+        if members is None:
+            return None
+        roster.load(members, document.upto)
+    return roster
+
+
+def forget_life(session: Session, document: Document, roster: Roster) -> None:
+    """Free what a life of the run that is over has left: records, ranks, what was handed on."""
+    session.attach(document.epoch)
+    tickets = [str(entry.ticket) for entry in roster.entries.values()]
+    names = [*tickets, *(_chunk(n) for n in range(document.chunks))]
+    session.forget(document.upto, roster.seen, document.nonce, names)
+
+
+def fold_log(session: Session, roster: Roster) -> None:
+    """Take in what has been written into the log since."""
+    log, after = LogRead((), more=True), roster.complete_upto
     while log.more:
-        log = _read_log(session, ReadLog(after), machine)
+        log = _log(session, ReadLog(after))
         for after, record in log.lines:
             if isinstance(record, bool):
                 roster.fill(after)
             else:
                 roster.fold(after, record, 0.0)
-    return roster

@@ -18,7 +18,7 @@ class Phase(enum.Enum):
     ATTACHING = "asks for the run's document"
     ENTERING = "asks for a ticket"
     WAITING = "has a ticket, waits for a round to complete"
-    SPARE = "has a ticket, the round is full"
+    SPARE = "has a ticket, the round is full or lets nobody in before a checkpoint"
     RANKING = "a round has completed, asks for its rank"
     BOOTSTRAPPING = "has a rank, waits for the address of the workers' store"
     MEMBER = "participant of a completed round"
@@ -40,8 +40,8 @@ TRANSITIONS: dict[tuple[Phase, Phase], str] = {
     (Phase.ENTERING, Phase.WAITING): "has its ticket",
     (Phase.ENTERING, Phase.ENTERING): "the connection was lost, takes another ticket",
     (Phase.ENTERING, Phase.IDLE): "the run is closed, or time is up",
-    (Phase.WAITING, Phase.SPARE): "the round is full",
-    (Phase.SPARE, Phase.WAITING): "there is room",
+    (Phase.WAITING, Phase.SPARE): "is not let in",
+    (Phase.SPARE, Phase.WAITING): "can be let in",
     (Phase.WAITING, Phase.RANKING): "a round has completed",
     (Phase.SPARE, Phase.RANKING): "a round has completed",
     (Phase.RANKING, Phase.WAITING): "without this node",

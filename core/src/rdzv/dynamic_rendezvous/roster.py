@@ -216,8 +216,8 @@ class DocumentSession(Session):
     def _poll(self, happened: Callable[[_State], bool], timeout: float) -> None:
         deadline = self._runtime.monotonic() + timeout
         pause = _FIRST_PAUSE
-        seen: Token = None
         while not self._closed:
+            looked = self._runtime.monotonic()
             found = self._get()
             if found is None or happened(found[0]):
                 return
@@ -226,11 +226,14 @@ class DocumentSession(Session):
                 return
             if isinstance(self._backend, WatchingBackend):
                 self._watch(self._backend, found[1], left)
-                if found[1] != seen:
-                    seen, pause = found[1], _FIRST_PAUSE
-                    continue
-            # Also where a watch returns for nothing, again and again.
-            self._runtime.sleep(min(pause, left))
+                waited = self._runtime.monotonic() - looked
+                if waited > _LONGEST_PAUSE:
+                    pause = _FIRST_PAUSE
+                # Every beat of every node is a change of the state, and wakes all who watch: no
+                # more often than they would look without. Also where a watch returns for nothing.
+                self._runtime.sleep(max(0.0, min(pause - waited, left)))
+            else:
+                self._runtime.sleep(min(pause, left))
             pause = min(1.5 * pause, _LONGEST_PAUSE)
 
     def _watch(self, backend: WatchingBackend, token: Token, timeout: float) -> None:

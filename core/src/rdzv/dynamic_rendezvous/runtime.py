@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from .. import events
+from ..checkpoints import Gate
 from .master import open_master
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ class Runtime:
     def monotonic(self) -> float:
         """The node's monotonic clock (seconds)."""
         return time.monotonic()
+
+    def wall(self) -> float:
+        """The machine's wall clock (seconds since 1970), which people are told and nothing else."""
+        return time.time()
 
     def sleep(self, seconds: float) -> None:
         """Stop the calling thread for a while."""
@@ -78,6 +83,10 @@ class Runtime:
     def open_master(self, host: str, *, shared: bool) -> tuple[Master, object]:
         """See :func:`.master.open_master`."""
         return open_master(host, shared=shared)
+
+    def open_gate(self, master: Master) -> Gate:
+        """See :class:`rdzv.checkpoints.Gate`."""
+        return Gate(master)
 
     def observers(self) -> events.Observers:
         """Whom to tell of what happens."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import ClassVar
+from typing import ClassVar, get_args
+
+from .document import Admission
 
 __all__ = ["RendezvousSettings", "RendezvousTimeout", "check"]
 
@@ -87,6 +89,8 @@ class RendezvousSettings:
         keep_alive_interval: The time between two signs of life.
         keep_alive_max_attempt: How many of them in a row have to be missed before
             a node counts as lost.
+        admission: ``"immediate"``, or ``"deferred"``: nodes that arrive wait until workers
+            have reached a checkpoint.
     """
 
     run_id: str
@@ -95,6 +99,7 @@ class RendezvousSettings:
     timeout: RendezvousTimeout
     keep_alive_interval: timedelta
     keep_alive_max_attempt: int
+    admission: Admission = "immediate"
 
 
 def check(settings: RendezvousSettings, patience: float) -> None:
@@ -117,6 +122,11 @@ def check(settings: RendezvousSettings, patience: float) -> None:
         raise ValueError(
             f"keep_alive_max_attempt is {settings.keep_alive_max_attempt}; it must be 2 or more, "
             "since one late beat is no death."
+        )
+    if settings.admission not in get_args(Admission):
+        raise ValueError(
+            f"admission is {settings.admission!r}; it must be one of "
+            f"{', '.join(get_args(Admission))}."
         )
     if patience <= 0:
         raise ValueError(f"patience is {patience:g} s; it must be positive.")

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import glob
 import importlib.util
 import io
 import os
+import re
 import select
 import shutil
 import signal
@@ -18,20 +20,26 @@ import subprocess
 import tempfile
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, ClassVar, cast
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["LocalServer", "free_ports", "packaged_program"]
+__all__ = ["LocalServer", "free_ports", "packaged_program", "stop_process"]
 
 _PATIENCE = 5.0
-"""Seconds that a server that was asked to end has for it."""
+"""Seconds that a process that was asked to end, or to stand still, has for it."""
 
 _PAUSE = 0.1
 """Seconds between two attempts to get back a port that must stay the same."""
+
+_STILL = frozenset("TtZX")
+"""The states of a thread in /proc that does nothing more: stopped, traced or ended."""
+
+_GLANCE = 0.001
+"""Seconds between two looks at whether a process stands still."""
 
 _FIRST, _LAST = 5, 20
 """How many lines of the log an error shows: the cause is among the first where help follows."""
@@ -61,12 +69,12 @@ class LocalServer(abc.ABC):
 
     It is ready when ``start`` returns, listens on this machine only, and is gone
     with its data when the process ends, even by SIGKILL. A forked child may use it,
-    but stops nothing. All of PostgreSQL that a plugin's tests need:
+    but stops nothing. All of PostgreSQL that a plugin's tests need::
 
         class PostgresServer(LocalServer):
             kind = "rdzv-postgres"
             binary_variable = "RDZV_POSTGRES_BINARY_PATH"
-            programs = ("postgres",)
+            programs = ("postgres", "/usr/lib/postgresql/*/bin/postgres")
             advice = "Install one with 'apt install postgresql'."
 
             def command(self):
@@ -106,19 +114,19 @@ class LocalServer(abc.ABC):
     """Packages that may bring the program, each with a pattern of its path in there."""
 
     programs: ClassVar[tuple[str, ...]] = ()
-    """Names of the program on the path, the first that is found."""
+    """Names of the program on the path, or patterns of whole paths; the first that is found."""
 
     advice: ClassVar[str] = ""
     """How to get the program, for people who have none."""
 
     port_count: ClassVar[int] = 1
-    """How many ports the server listens on: ``port``, and the others in ``ports``."""
+    """How many ports the server listens on, ``port`` being one and the others in ``ports``."""
 
     highest_port: ClassVar[int] = 65535
     """The highest port that may be chosen."""
 
     attempts: int = 5
-    """How often ports are chosen: before the server listens somebody else may take one."""
+    """How often ports are chosen, since somebody else may take one before the server listens."""
 
     host: str = "127.0.0.1"
     """The host that clients connect to."""
@@ -189,7 +197,7 @@ class LocalServer(abc.ABC):
 
     @property
     def binary(self) -> str:
-        """The server's program: given, else from the environment, a package, the path.
+        """The server's program, given or else from the environment, a package or the path.
 
         Raises:
             FileNotFoundError: There is none; the message says how to get one.
@@ -206,8 +214,11 @@ class LocalServer(abc.ABC):
             if found := packaged_program(package, pattern):
                 return found
         for name in self.programs:
-            if found := shutil.which(name):
-                return found
+            # Distributions keep some servers off the path; of several versions the newest.
+            places = [name] if os.sep not in name else sorted(glob.glob(name), key=_natural)[::-1]
+            for place in places:
+                if found := shutil.which(place):
+                    return found
         raise FileNotFoundError(
             f"There is no {' or '.join(self.programs)} on this machine. {self.advice} "
             f"Or name the program in {self.binary_variable}."
@@ -274,6 +285,7 @@ class LocalServer(abc.ABC):
                 self._folder = self._kept_dir
             else:
                 self._folder = Path(tempfile.mkdtemp(prefix=f"{self.kind}-"))
+        there = set(self._folder.iterdir())
         deadline = time.monotonic() + self._timeout
         attempt = 0
         while True:
@@ -290,13 +302,18 @@ class LocalServer(abc.ABC):
             else:
                 others = self.port_count > 1 or not self._asked_port
                 again = others and attempt < self.attempts
-            if not again or "already in use" not in self.log:
-                raise RuntimeError(
-                    f"{binary} did not start on {self.endpoint}. {self._log_lines()}"
-                )
+            taken = "already in use" in self.log
+            failure = f"{binary} did not start on {self.endpoint}. {self._log_lines()}"
+            if not taken or (same_ports and not again):
+                raise RuntimeError(failure)
             self._end(b"keep\n")
             if same_ports:
                 time.sleep(_PAUSE)
+                continue
+            # It may have begun its data and not have come far enough to go on with them.
+            _remove(set(self._folder.iterdir()) - there)
+            if not again:
+                raise RuntimeError(failure)
 
     def _has_ports(self) -> bool:
         return len(self.ports) == self.port_count and 0 not in self.ports
@@ -373,17 +390,22 @@ class LocalServer(abc.ABC):
         self._paused = False
 
     def pause(self) -> None:
-        """Hold the server up with SIGSTOP: its connections stay open, and nobody answers."""
-        self._signal(signal.SIGSTOP)
+        """Hold the server up with SIGSTOP: its connections stay open, and nobody answers.
+
+        When this returns it stands still.
+        """
+        if self._may_signal():
+            self._paused = True  # Also where it takes its time.
+            stop_process(self._pid)
 
     def resume(self) -> None:
         """Let a paused server go on."""
-        self._signal(signal.SIGCONT)
+        if self._may_signal():
+            os.kill(self._pid, signal.SIGCONT)
+            self._paused = False
 
-    def _signal(self, number: signal.Signals) -> None:
-        if os.getpid() == self._owner and self._pid and not self._has_ended():
-            os.kill(self._pid, number)
-            self._paused = number == signal.SIGSTOP
+    def _may_signal(self) -> bool:
+        return os.getpid() == self._owner and bool(self._pid) and not self._has_ended()
 
     def restart(self) -> None:
         """Start the server anew on its port and data folder, after ``kill`` or while it runs.
@@ -445,6 +467,49 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def _out(supervisor: subprocess.Popen[bytes]) -> io.FileIO:
     return cast("io.FileIO", supervisor.stdout)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
+    """Sorts by the numbers in a path: 9 before 15."""
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", path)]
+
+
+def stop_process(pid: int) -> None:
+    """Send SIGSTOP to a process, and return once all of its threads stand still.
+
+    A signal is sent at once and heeded later: on a busy machine a process answers once more, and
+    who was to see it frozen does not. Without ``/proc`` (not Linux) nothing tells, and this
+    returns at once.
+
+    Args:
+        pid: The process.
+
+    Raises:
+        ProcessLookupError: There is none.
+        TimeoutError: It goes on for seconds.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + _PATIENCE
+    while any(state not in _STILL for state in _states(pid)):
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"The process {pid} does not stand still {_PATIENCE:g} s later.")
+        time.sleep(_GLANCE)
+
+
+def _states(pid: int) -> Iterator[str]:
+    """What Linux says of each thread of a process; nothing of one that has ended."""
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # It ends meanwhile.
+            # The name before it may hold anything, spaces and brackets included.
+            yield path.read_text(errors="replace").rpartition(")")[2].split()[0]
 
 
 def packaged_program(package: str, pattern: str) -> str | None:

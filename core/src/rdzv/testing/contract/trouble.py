@@ -133,9 +133,13 @@ class TroubleContract(Contract):
         """A write whose connection broke took effect once or not at all, and none is lost."""
         with _troubled(run) as (inner, faults):
             over, observer = threading.Event(), run.client()
+            started = time.monotonic()
+            inner.soon(lambda: inner.client().get_state(), "making a client")
+            # One that is broken before it is made, every time, would write nothing.
+            pace = max(0.02, 2 * (time.monotonic() - started))
 
             def break_often() -> None:
-                while not over.wait(0.02):
+                while not over.wait(pace):
                     faults.make("reset")
 
             def write(name: str) -> list[Any]:

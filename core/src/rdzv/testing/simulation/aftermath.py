@@ -97,6 +97,12 @@ class Aftermath:
         scenario = self.scenario
         self.hub.run(self.hub.now + 2 * scenario.interval + 2 * scenario.lag)
         self.world.wait(lambda: not self._misjudged(), 2 * scenario.detection)
+        if not self.world.wait(lambda: not self._owed(), 2 * _REREAD) and not self.hub.stopped:
+            self.checker.violate("L7", "workers were told that a round opens, and none does")
+
+    def _owed(self) -> bool:
+        document = self.checker.run.document
+        return document is not None and not document.closed and self.checker.owed(document)
 
     def _misjudged(self) -> bool:
         alive = {agent.node for agent in self.world.living()}
@@ -135,7 +141,7 @@ class Aftermath:
         for place, agent in enumerate(self.world.agents):
             if agent is not None and agent.ended is not None and not agent.ended.startswith("did"):
                 self.world.launch(place)
-        while len(self.world.living()) < self.scenario.min_nodes:
+        while len(self.world.living()) < self.world.limits[0]:
             add_node(self.world)
 
     def _whereabouts(self) -> str:
@@ -177,7 +183,8 @@ class Aftermath:
     def slack(self) -> float:
         """What the kind of backend adds to a bound: polling, contention, old reads (seconds)."""
         scenario = self.scenario
-        polling = 0.0 if scenario.watch else 0.6
+        # Who watches one state for all looks no more often than who polls.
+        polling = 0.0 if scenario.watch and scenario.roster else 0.6
         contention = 0.0 if scenario.roster else 10 * self.round_trip + 1.5
         # A thread that waits for an answer keeps the other one from going on.
         lag = 4 * scenario.lag if scenario.kind in (Kind.STALE, Kind.SLOW) else 0.0
@@ -212,7 +219,7 @@ class Aftermath:
         members = self.world.members()
         victim = self.chance.choice(members)
         others = [agent for agent in members if agent is not victim]
-        possible = len(self.world.living()) - 1 >= self.scenario.min_nodes
+        possible = len(self.world.living()) - 1 >= self.world.limits[0]
         proof = self._proof(victim)
         self.checker.excused = {agent.node for agent in members} if possible else {victim.node}
         began = self.hub.now
@@ -248,17 +255,36 @@ class Aftermath:
 
     def _probe_arrival(self) -> None:
         """L1: who arrives is let in where there is room, and disturbs nobody where there is not."""
-        room = len(self.world.living()) < self.scenario.max_nodes
+        room = len(self.world.living()) < self.world.limits[1]
         members = self.world.members()
+        deferred = room and self.scenario.admission == "deferred"
         self.checker.excused = {agent.node for agent in members} if room else set()
-        add_node(self.world)
-        if room:
-            if self._all_told(members, 8 * self.round_trip + self.slack):
+        if deferred:
+            self._have_arrival_wait(members)
+        else:
+            add_node(self.world)
+        if room and not self.hub.stopped:
+            look = 1.0 if deferred else 0.0
+            if self._all_told(members, look + 8 * self.round_trip + self.slack):
                 self._expect_round()
             elif not self.hub.stopped:
                 self.checker.violate("L1", f"an arrival was not told: {self._whereabouts()}")
         else:
             self.hub.run(self.hub.now + 3.0)
+
+    def _have_arrival_wait(self, members: list[Agent]) -> None:
+        """S12, L7: who arrives disturbs nobody before a checkpoint, of which the leader asks."""
+        self.checker.excused = set()
+        for agent in members:
+            agent.saves = 0.0
+        add_node(self.world).saves = 0.0
+        self.hub.run(self.hub.now + 3.0)
+        self.checker.excused = {agent.node for agent in members}
+        saver = self.chance.choice(members)
+        if not self.world.wait(saver.reach_checkpoint, 3.0 + 8 * self.round_trip + self.slack):
+            self.checker.violate("L7", "workers were not told that a node waits for a checkpoint")
+        for agent in members:
+            agent.saves = 0.3
 
     def _probe_spare(self) -> None:
         """S11: a spare that shuts down is missed by nobody."""
@@ -279,7 +305,7 @@ class Aftermath:
         if not self._all_told(others, bound):
             if not self.hub.stopped:
                 self.checker.violate("L2", f"a departure was not noticed within {bound:.2f} s")
-        elif sum(agent is not goer for agent in self.world.living()) >= self.scenario.min_nodes:
+        elif sum(agent is not goer for agent in self.world.living()) >= self.world.limits[0]:
             self._expect_round(proof)
 
     def _proof(self, goer: Agent) -> float:

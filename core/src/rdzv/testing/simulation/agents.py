@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from rdzv.checkpoints import REACHED, WAITING
 from rdzv.dynamic_rendezvous.backend import Session
 from rdzv.dynamic_rendezvous.handler import DynamicRendezvousHandler
 from rdzv.dynamic_rendezvous.phases import Phase
 from rdzv.dynamic_rendezvous.settings import RendezvousSettings, RendezvousTimeout
 from rdzv.errors import RendezvousError
+
+from .policies import ranking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,9 +29,10 @@ if TYPE_CHECKING:
 
     from .checks import Checker
     from .hub import Process
+    from .operator import Operator
     from .scenario import Node, Scenario
 
-__all__ = ["Agent", "Call"]
+__all__ = ["Agent", "Call", "Recorded"]
 
 CLOSE_TIMEOUT = 10.0
 
@@ -91,6 +96,9 @@ class Agent:
         self.ended: str | None = None
         """How it ended, if it did by itself."""
         self.paused_for = 0.0
+        self.saves = 0.3
+        """How often its workers reach a checkpoint, of all looks at ``num_nodes_waiting()``."""
+        self._luck = random.Random(f"checkpoints {scenario.seed} {process.name}")
         self._scenario = scenario
         self._backend = backend
         self._checker = checker
@@ -162,7 +170,20 @@ class Agent:
             self._call("next_rendezvous", handler.next_rendezvous, self._scenario.join_timeout)
             while not self._call("num_nodes_waiting", handler.num_nodes_waiting, 0.0):
                 self.process.sleep(self.plan.poll)
+                if self._luck.random() < self.saves:
+                    self.reach_checkpoint()
             self.process.sleep(self.process.chance.random() * 0.5)  # Its workers stop.
+
+    def reach_checkpoint(self) -> bool:
+        """Have one of its workers say so; returns whether it was told that a new round opens."""
+        joined = None if self.handler is None else self.handler._info
+        if joined is None or not self.at_work or self.process.paused:
+            return False
+        store = self.process.hub.stores[joined.master]
+        if store.process.dead or store.process.paused or not store.change(WAITING, REACHED):
+            return False
+        self._checker.note(self.node, f"a checkpoint of round {joined.round} lets newcomers in")
+        return True
 
     def _obey(self, handler: RendezvousHandler) -> bool:
         """Do what was ordered; returns whether that was the agent's end."""
@@ -218,6 +239,7 @@ class Agent:
             timeout,
             timedelta(seconds=scenario.interval),
             scenario.attempts,
+            scenario.admission,
         )
         handler = _Handler(
             settings,
@@ -227,9 +249,12 @@ class Agent:
             self.process.name,
             scenario.patience,
             self.process,
+            ranking(scenario.rank_policy, self.plan),
         )
         self.handler = handler
         self.node = self.machine.node
+        if not self._lists_places():
+            self.machine.settings = replace(self.machine.settings, listed=0)
         driver = handler._driver
         tell, open_session = driver._notify, driver._open_session
 
@@ -238,9 +263,18 @@ class Agent:
             tell(action)
 
         driver._notify = notify
-        driver._open_session = lambda: _Recorded(open_session(), self, self._checker)
+        driver._open_session = lambda: Recorded(open_session(), self, self._checker)
         self._checker.started(self)
         return handler
+
+    def _lists_places(self) -> bool:
+        """Whether it has places in the document, where it leads, as if the nodes were few.
+
+        In a third of the seeds all do, in another none, and in the last some.
+        """
+        seed = self._scenario.seed
+        luck = random.Random(f"places {seed} {self.process.name}")
+        return seed % 3 == 0 or (seed % 3 == 1 and luck.random() < 0.5)
 
     def bury(self) -> None:
         """Unwind its threads once the simulation is over."""
@@ -249,10 +283,10 @@ class Agent:
         self.process.bury()
 
 
-class _Recorded(Session):
+class Recorded(Session):
     """Passes everything on, and tells the checker what it has to know."""
 
-    def __init__(self, session: Session, agent: Agent, checker: Checker) -> None:
+    def __init__(self, session: Session, agent: Agent | Operator, checker: Checker) -> None:
         self._session = session
         self._agent = agent
         self._checker = checker

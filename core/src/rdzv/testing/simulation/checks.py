@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from rdzv.checkpoints import REACHED
 from rdzv.dynamic_rendezvous.document import (
     ROUNDS_BETWEEN_FAILOVERS,
     Assigned,
+    Change,
     Document,
     Leader,
     Member,
@@ -31,12 +33,15 @@ from rdzv.errors import (
     RendezvousStateError,
     RendezvousTimeoutError,
 )
+from rdzv.ranks import parse_labels
 
+from .policies import split_group
 from .store import Kind
 
 if TYPE_CHECKING:
     from .agents import Agent, Call
     from .hub import Hub
+    from .operator import Operator
     from .scenario import Scenario
     from .store import Server
 
@@ -65,7 +70,7 @@ class Violation:
 class _Offer:
     """A compare-and-set that an agent has begun."""
 
-    agent: Agent
+    agent: Agent | Operator
     document: Document
     looked_at: float | None
     """Since when the roster that it rests on was read, if that came last before."""
@@ -93,6 +98,8 @@ class _Run:
     pieces: dict[str, dict[str, bytes]] = field(default_factory=dict)
     lost_writes: bool = False
     completed_at: float = 0.0
+    is_reset: bool = False
+    """Whether an operator has begun it."""
     undisturbed: bool = True
     """Whether nobody has left or been lost since the last round completed."""
 
@@ -257,19 +264,44 @@ class Checker:
             self.violate("S9", f"the write {document.write} took effect twice")
         run.writes[document.write] = document.version
         if before is None:
+            if offer.agent.order == "reset":
+                # Another life of the run begins, in which it is open.
+                self.closed_at = None
+                run.is_reset = True
             return
+        self._check_change(run, before, document, offer)
+
+    def _check_change(self, run: _Run, before: Document, document: Document, offer: _Offer) -> None:
+        if document.scaled != before.scaled:
+            run.undisturbed = False
         if document.version != before.version + 1:
             self.violate("S1", f"version {document.version} replaced version {before.version}")
         if before.closed and not document.closed:
             self.violate("S8", "a closed run was opened again")
         if document.closed and not before.closed:
             self._check_close(run, before, offer)
+        if document.change is not None and before.change is None:
+            self._check_admission(before, document.change)
         if document.round != before.round:
             self._check_completion(run, before, document, offer)
         elif document.nonce != before.nonce:
             self.violate("S6", f"the membership of round {document.round} was replaced")
+        elif (document.min_nodes, document.max_nodes) != (before.min_nodes, before.max_nodes) and (
+            offer.agent.order != "scale"
+        ):
+            self.violate("S4", f"{offer.agent.node} has changed the limits")
         elif document.master != before.master and before.master is not None:
             self.violate("S2", f"the workers' store of round {document.round} was replaced")
+
+    def _check_admission(self, before: Document, change: Change) -> None:
+        alone = change == Change(arrived=change.arrived)
+        if before.admission == "deferred" and alone and not self.owed(before):
+            self.violate("S12", f"arrivals have ended round {before.round} before a checkpoint")
+
+    def owed(self, document: Document) -> bool:
+        """Whether workers of the round that stands were told that another one opens."""
+        store = None if document.master is None else self._hub.stores.get(document.master)
+        return document.change is None and store is not None and store.told == REACHED
 
     def _check_close(self, run: _Run, before: Document, offer: _Offer) -> None:
         if offer.explicit or before.round == 0:
@@ -280,11 +312,11 @@ class Checker:
     def _check_completion(
         self, run: _Run, before: Document, document: Document, offer: _Offer
     ) -> None:
-        number = document.round
+        number, earlier = document.round, max(before.round, before.after)
         author = offer.agent.node
         self.rounds += 1
         losses = 0 if self.server is None or not self._scenario.roster else self.server.losses
-        if number != max(before.round, losses * ROUNDS_BETWEEN_FAILOVERS) + 1:
+        if number != max(earlier, losses * ROUNDS_BETWEEN_FAILOVERS) + 1:
             self.violate("S6", f"round {number} came after round {before.round}")
         if number in run.rounds and (self._scenario.roster or not run.lost_writes):
             self.violate("S6", f"round {number} was completed twice")
@@ -299,12 +331,25 @@ class Checker:
         self._highest = max(self._highest, number)
         if sorted(members.values()) != list(range(document.size)):
             self.violate("S3", f"the ranks of round {number} are {sorted(members.values())}")
+        if self._scenario.rank_policy == "topology":
+            self._check_neighbours(number, members)
+        if self._scenario.rank_policy in ("sticky", "topology") and before.round in run.rounds:
+            staying = run.rounds[before.round].members.keys() & members.keys()
+            first = min(members, key=lambda node: members[node])
+            if staying and first not in staying:
+                self.violate("S3", f"rank 0 of round {number} is a newcomer: {first}")
         self._check_last_call(run, document, members)
         if offer.looked_at is None:
             self.violate("S5", f"round {number} was not completed on a last look at the roster")
             return
         if self._scenario.kind is not Kind.STALE:
             self._check_members(run, number, members, offer.looked_at)
+
+    def _check_neighbours(self, number: int, members: dict[str, int]) -> None:
+        labels = {node: parse_labels(self._agents[node].plan.labels) for node in members}
+        apart = split_group(members, labels)
+        if apart:
+            self.violate("S3", f"the ranks of round {number} have others between {apart}")
 
     def _check_last_call(self, run: _Run, document: Document, members: dict[str, int]) -> None:
         """Where nobody was lost or left meanwhile, a round that is not full waits for more."""
@@ -359,7 +404,7 @@ class Checker:
 
     # ------------------------------------------------------------ the sessions
 
-    def offered(self, agent: Agent, data: bytes, looked_at: float | None) -> _Offer:
+    def offered(self, agent: Agent | Operator, data: bytes, looked_at: float | None) -> _Offer:
         """An agent begins a compare-and-set."""
         document = decode(Document, data, "An offer")
         explicit = agent.order == "close"
@@ -384,7 +429,7 @@ class Checker:
         if not won and took_effect:
             self.violate("S9", f"{offer.agent.node} was told that it lost and did not")
 
-    def looks(self, agent: Agent) -> None:
+    def looks(self, agent: Agent | Operator) -> None:
         """An agent begins to look at the beats."""
         self._looked[agent.node] = self._hub.now
 
@@ -394,7 +439,8 @@ class Checker:
     def _last_beat(self, node: str, before: float) -> float:
         """When the last beat of a node took effect before some time."""
         # Where it beats now, the others learn a moment after its record has come.
-        known = before - (_NEWS if self._scenario.watch else _NEWS + _POLL)
+        pushed = self._scenario.watch and self._scenario.roster
+        known = before - (_NEWS if pushed else _NEWS + _POLL)
         slots = self._slots.get(node, [])
         place = bisect.bisect_right(slots, (known, 0))
         times = self._beats.get(slots[max(0, place - 1)][1] if slots else 0, [])
@@ -471,8 +517,9 @@ class Checker:
         if call.name == "next_rendezvous":
             if self.closed_at is not None and call.started > self.closed_at and not self.may_lose:
                 self.violate("S8", f"{agent.node} joined after the run had been closed")
-        elif call.name == "set_closed" and self.closed_at is None:
-            self.closed_at = self._hub.now
+        # A node of a life of the run that is over speaks of that one.
+        elif call.name == "set_closed" and not self._was_reset(agent.machine.document):
+            self.closed_at = self._hub.now if self.closed_at is None else self.closed_at
 
     def failed(self, agent: Agent, call: Call, exc: Exception) -> None:
         """A call has raised."""
@@ -482,6 +529,8 @@ class Checker:
         document = None if agent.handler is None else agent.machine.document
         closed = document is not None and document.closed
         if isinstance(exc, RendezvousStateError):
+            if self._was_reset(document):
+                return
             self.ruined = True
             if not (self.spoilt or self.may_lose):
                 self.violate("S10", f"{agent.node}: {text}, and the store is sound")
@@ -497,6 +546,13 @@ class Checker:
             self.violate("S10", f"{agent.node}: {text}")
         if self.healthy and agent.node not in self.excused:
             self.violate("L6", f"{agent.node}: {text}, while all was well")
+
+    def _was_reset(self, known: Document | None) -> bool:
+        """Whether the life of the run that a node knows has been ended by an operator."""
+        now = self.run.document
+        if known is None or now is None or known.epoch == now.epoch:
+            return False
+        return self.run.is_reset
 
     def _check_time(self, agent: Agent, call: Call) -> None:
         if call.allowed is None or agent.was_spare:

@@ -84,7 +84,7 @@ def _lose_messages(world: World, fault: Fault, agent: Agent | None) -> None:
 
 def _clock(_world: World, fault: Fault, agent: Agent | None) -> None:
     if agent is not None:
-        agent.process.wall += fault.value
+        agent.process.ahead += fault.value
 
 
 def _outage(world: World, fault: Fault, _: Agent | None) -> None:
@@ -136,6 +136,10 @@ def _lost_ticket(world: World, _: Fault, __: Agent | None) -> None:
         world.server.put(key, (world.server.get(key) or 0) + 1)
 
 
+def _operate(world: World, fault: Fault, _: Agent | None) -> None:
+    world.operate(fault)
+
+
 def _troubled(world: World, name: str, seconds: float) -> None:
     now = world.hub.now
     world.checker.trouble.setdefault(name, []).append((now, now + seconds))
@@ -157,5 +161,8 @@ _FAULTS = {
     "leave": _order,
     "quit": _order,
     "close": _order,
+    "scale": _operate,
+    "reset": _operate,
+    "end": _operate,
     "lost ticket": _lost_ticket,
 }

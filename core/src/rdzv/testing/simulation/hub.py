@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
+from rdzv.checkpoints import NOBODY, REACHED, WAITING
 from rdzv.dynamic_rendezvous.document import Master
 from rdzv.dynamic_rendezvous.runtime import Runtime
+from rdzv.errors import RendezvousConnectionError
 from rdzv.events import Observers
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["Hub", "Process", "Thread"]
+__all__ = ["Hub", "Process", "Thread", "WorkersStore"]
 
 _SWITCH = 2e-4
 """The longest that a thread that can run waits for a processor (seconds)."""
@@ -36,6 +38,8 @@ class Hub:
         self.now = 0.0
         self.events = 0
         self.stopped = False
+        self.stores: dict[Master, WorkersStore] = {}
+        """Those of the workers, which processes have opened."""
         self._heap: list[tuple[float, int, list[Any]]] = []
         self._count = 0
         self.greenlet = getcurrent()
@@ -170,7 +174,7 @@ class Process(Runtime):
         self.name = name
         self.offset = offset
         self.rate = rate
-        self.wall = wall
+        self.ahead = wall
         self.dead = False
         self.paused = False
         self.failures: list[tuple[str, Exception]] = []
@@ -241,9 +245,9 @@ class Process(Runtime):
     def monotonic(self) -> float:
         return self.offset + self.hub.now * self.rate
 
-    def wall_clock(self) -> float:
-        """The time of day, as this node has it. The engine never asks."""
-        return 1e9 + self.wall + self.hub.now
+    def wall(self) -> float:
+        """The time of day, as this node has it. The engine passes it on, and never compares it."""
+        return 1e9 + self.ahead + self.hub.now
 
     def sleep(self, seconds: float) -> None:
         self.park(seconds)
@@ -283,7 +287,12 @@ class Process(Runtime):
     def open_master(self, host: str, *, shared: bool) -> tuple[Master, object]:  # noqa: ARG002
         self.sleep(self.master_takes * self.chance.random())
         self._masters += 1
-        return Master(self.name, self._masters), object()
+        master = Master(self.name, self._masters)
+        store = self.hub.stores[master] = WorkersStore(self)
+        return master, store
+
+    def open_gate(self, master: Master) -> Any:
+        return _Gate(self, self.hub.stores[master])
 
     def observers(self) -> Observers:
         return Observers([])
@@ -291,6 +300,44 @@ class Process(Runtime):
     @property
     def ends_with_process(self) -> bool:
         return False
+
+
+class WorkersStore:
+    """What workers and a leader tell one another through the store of a round's workers."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.told = NOBODY
+
+    def change(self, before: str, after: str) -> bool:
+        """As a store's compare-and-set; returns whether a checkpoint counts as reached."""
+        if self.told == before:
+            self.told = after
+        return self.told == REACHED
+
+
+class _Gate:
+    """A connection to the workers' store, which is as well as the process that serves it."""
+
+    def __init__(self, process: Process, store: WorkersStore) -> None:
+        self._process = process
+        self._store = store
+
+    def ask(self) -> bool:
+        return self._change(NOBODY, WAITING)
+
+    def call_off(self) -> bool:
+        return self._change(WAITING, NOBODY)
+
+    def _change(self, before: str, after: str) -> bool:
+        chance, server = self._process.chance, self._store.process
+        self._process.sleep(_SWITCH + 0.01 * chance.random())
+        if server.dead or server.paused:
+            self._process.sleep(2.0 * chance.random())
+            raise RendezvousConnectionError("the workers' store does not answer")
+        reached = self._store.change(before, after)
+        self._process.sleep(_SWITCH + 0.01 * chance.random())
+        return reached
 
 
 class _Lock:

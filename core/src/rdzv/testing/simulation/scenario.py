@@ -10,6 +10,8 @@ import random
 
 import msgspec
 
+from rdzv.dynamic_rendezvous.document import Admission  # noqa: TC001 - msgspec reads it.
+
 from .sessions import Offer
 from .store import Kind
 
@@ -46,6 +48,9 @@ FAULTS = {
     "leave": "the node's agent is ended by a signal: it leaves",
     "quit": "the node's agent shuts down, as torch's does at its end",
     "close": "the node closes the run",
+    "scale": "an operator changes the run's limits, to those that the value stands for",
+    "reset": "an operator begins the run anew, whoever lives",
+    "end": "an operator closes the run",
     "lost ticket": "a node takes a ticket and dies before its record is written",
 }
 
@@ -62,6 +67,9 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     """Seconds between two looks of its agent at ``num_nodes_waiting()``."""
     timeout: float | None = 5.0
     """Seconds after which its client library gives a request up; ``None`` for never."""
+    labels: str = ""
+    number: int = -1
+    """What a rank policy is told about it."""
 
 
 class Scenario(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -87,6 +95,8 @@ class Scenario(msgspec.Struct, frozen=True, omit_defaults=True):
     atomic: bool = False
     along: int = 8
     leased: bool = False
+    rank_policy: str = "sticky"
+    admission: Admission = "immediate"
 
     @property
     def kind(self) -> Kind:
@@ -122,10 +132,14 @@ _COMMON = (
     *("clock", "outage", "freeze", "slow", "lost ticket"),
 )
 
+_LABELS = ("", "rack:r1", "rack:r2", "rack:r1/nvlink:d1", "rack:r1/nvlink:d2", "rack:r2/nvlink:d1")
+
 
 def generate(seed: int) -> Scenario:
     """The scenario of a seed: a few nodes and a random subset of the faults."""
     chance = random.Random(f"scenario {seed}")
+    ranks = random.Random(f"ranks {seed}")  # Of its own: what else a seed means stays as it was.
+    policy = ranks.choices(("sticky", "topology", "scheduler", "hostile"), (5, 3, 1, 1))[0]
     low = chance.choice((1, 2, 2, 3))
     high = low + chance.choice((0, 1, 1, 2))
     many = high + chance.choice((0, 0, 1, 2))
@@ -160,10 +174,13 @@ def generate(seed: int) -> Scenario:
             delay=10 ** chance.uniform(-3.5, -1.7 if roster else -2.5),
             poll=chance.uniform(0.1, 1.0),
             timeout=chance.choice((max(1.0, least), max(5.0, least), None)),
+            labels=ranks.choice(_LABELS),
+            number=ranks.choice((-1, 0, 1, 2, 3)),
         )
         for _ in range(many)
     )
     faults = _faults(chance, kind, many, length, interval)
+    faults = tuple(sorted((*faults, *_orders(seed, length)), key=lambda f: f.at))
     return Scenario(
         seed=seed,
         min_nodes=low,
@@ -185,7 +202,21 @@ def generate(seed: int) -> Scenario:
         along=chance.choice((0, 2, 8)),
         # By a chance of its own: what else a seed means stays as it was.
         leased=roster and random.Random(f"lease {seed}").random() < 0.2,
+        rank_policy=policy,
+        admission="deferred" if random.Random(f"admission {seed}").random() < 0.2 else "immediate",
     )
+
+
+def _orders(seed: int, length: float) -> list[Fault]:
+    """What an operator does meanwhile, in some runs; by a chance of its own, as leases."""
+    chance = random.Random(f"operator {seed}")
+    if chance.random() > 0.2:
+        return []
+    kinds = [chance.choice(("scale", "scale", "scale", "reset")) for _ in range(4)]
+    return [
+        Fault(round(chance.uniform(0.0, length), 3), kind, value=chance.random())
+        for kind in kinds[: chance.randint(1, 4)] + ["end"] * (chance.random() < 0.1)
+    ]
 
 
 def _faults(

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rdzv.dynamic_rendezvous.handler import session_factory
 from rdzv.dynamic_rendezvous.phases import Phase
 
 from .aftermath import Aftermath
@@ -16,6 +17,8 @@ from .checks import Checker, Violation
 from .faults import apply
 from .hub import Hub, Process
 from .network import Connection, Link
+from .operator import Operator
+from .scenario import Node
 from .sessions import NativeBackend, PlainBackend, WatchedBackend
 from .store import Server
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
     from rdzv.dynamic_rendezvous.backend import RendezvousBackend
 
-    from .scenario import Node, Scenario
+    from .scenario import Fault, Scenario
 
 __all__ = ["Result", "World", "simulate"]
 
@@ -75,6 +78,7 @@ class World:
         self.agents: list[Agent | None] = []
         """Who runs in each place now."""
         self.everybody: list[Agent] = []
+        self.operators: list[Operator] = []
         self._launched: Counter[int] = Counter()
         self.links: dict[str, Link] = {}
         self.probes: list[str] = []
@@ -113,6 +117,24 @@ class World:
             return WatchedBackend(connect, self.server)
         return PlainBackend(connect, self.server)
 
+    def operate(self, fault: Fault) -> None:
+        """Have an operator do something to the run, over a way of its own."""
+        name = f"operator{len(self.operators)}"
+        seed = f"{self.scenario.seed} {name}"
+        process, plan = Process(self.hub, name, seed), Node(0.0)
+        link = Link(self.hub, random.Random(f"link {seed}"), plan.delay)
+        backend = self._backend(process, link, plan)
+        opens = session_factory(backend, process)
+        self.operators.append(Operator(process, fault, opens, self.checker))
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The fewest and the most nodes of a round, as the run has them now."""
+        document = self.checker.run.document
+        if document is None:
+            return self.scenario.min_nodes, self.scenario.max_nodes
+        return document.min_nodes, document.max_nodes
+
     def living(self) -> list[Agent]:
         """The agents that are at it."""
         return [agent for agent in self.agents if agent is not None and agent.lives]
@@ -126,10 +148,10 @@ class World:
         """Whether everybody is where they belong: at work in one round, or a spare of it."""
         run = self.checker.run
         living, document = self.living(), run.document
-        if document is None or len(living) < self.scenario.min_nodes:
+        if document is None or len(living) < document.min_nodes:
             return False
         members = self.members()
-        if len(members) != min(len(living), self.scenario.max_nodes):
+        if len(members) != min(len(living), document.max_nodes):
             return False
         if document.change is not None or len(members) != document.size:
             return False
@@ -161,6 +183,8 @@ class World:
             logger.setLevel(level)
             for agent in self.everybody:
                 agent.bury()
+            for operator in self.operators:
+                operator.process.bury()
         checker = self.checker
         checker.note("END", f"{hub.events} events, {self.server.writes} writes")
         return Result(
@@ -194,6 +218,9 @@ class World:
                 self.checker.violate(
                     "S10", f"{agent.process.name}: {thread} ended by {type(exc).__name__}: {exc}"
                 )
+        for operator in self.operators:
+            for thread, exc in operator.process.failures:
+                self.checker.violate("S10", f"{operator.node}: {thread} ended by {exc!r}")
 
     def wait(
         self, happened: Callable[[], bool], seconds: float, step: float = 0.05, most: float = 1.0
