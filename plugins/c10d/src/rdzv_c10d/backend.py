@@ -88,6 +88,16 @@ class C10dRendezvousBackend(SessionBackend):
         return "c10d"
 
     @property
+    def store(self) -> Any:
+        """The store."""
+        return self._store
+
+    @property
+    def run_id(self) -> str:
+        """The run."""
+        return self._run_id
+
+    @property
     def is_host(self) -> bool:
         return self._is_host
 
@@ -244,6 +254,10 @@ def _create_file_store(params: RendezvousParameters) -> FileStore:
         raise torch_compatible(RendezvousConnectionError)(
             f"The FileStore {path!r} cannot be opened: there is no folder {folder!r}. The endpoint "
             "of store_type=file is a path on a disk that all nodes share."
+        )
+    if params.get_as_bool("is_host") is False and not os.path.exists(path):
+        raise torch_compatible(RendezvousConnectionError)(
+            f"There is no FileStore {path!r}, and this process does not make one (is_host=false)."
         )
     if os.path.isdir(path) or not os.access(path if os.path.exists(path) else folder, os.W_OK):
         raise torch_compatible(RendezvousConnectionError)(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
     from rdzv import RendezvousBackend, RendezvousHandler, RendezvousParameters
+    from rdzv.diagnosis import Diagnosis
 
 __all__ = ["rdzv_backend", "rdzv_handler"]
 
@@ -19,6 +20,12 @@ def _create_c10d(params: RendezvousParameters) -> tuple[RendezvousBackend, Store
     from rdzv_c10d.backend import create_backend
 
     return create_backend(params)
+
+
+def _diagnose_c10d(params: RendezvousParameters) -> Diagnosis:
+    from rdzv_c10d.diagnose import diagnose
+
+    return diagnose(params)
 
 
 def _create_static(params: RendezvousParameters) -> RendezvousHandler:
@@ -57,6 +64,7 @@ _C10D = BackendSpec(
         "What is stored is linearizable, and exactly one of several writers is told that it won.",
         "The TCPStore lives in a node's process: when that node ends, so does the run.",
     ),
+    diagnose=_diagnose_c10d,
 )
 
 _STATIC = HandlerSpec(

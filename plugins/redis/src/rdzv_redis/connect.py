@@ -28,7 +28,7 @@ from .errors import call
 if TYPE_CHECKING:
     from .options import Options
 
-__all__ = ["Client", "Server", "connect", "node_of"]
+__all__ = ["Client", "Server", "config", "connect", "node_of"]
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +220,7 @@ def _inspect(client: Client, run_key: str, where: str) -> Server:
             mode=mode,
             role=str(replication.get("role", "master")),
             replicas=int(replication.get("connected_slaves", 0)),
-            least_replicas=_number(_config(one, "min-replicas-to-write")),
+            least_replicas=_number(config(one, "min-replicas-to-write")),
             evicts=_eviction(one),
         )
 
@@ -248,7 +248,7 @@ def node_of(client: Client, key: str) -> Redis:
     return one
 
 
-def _config(client: Redis, name: str) -> str | None:
+def config(client: Redis, name: str) -> str | None:
     """One setting of the server, ``None`` where the user may not know it."""
     try:
         value = client.config_get(name).get(name)
@@ -262,8 +262,8 @@ def _number(text: str | None) -> int | None:
 
 
 def _eviction(client: Redis) -> str | None:
-    policy = _config(client, "maxmemory-policy")
-    if policy in (None, "noeviction") or not _number(_config(client, "maxmemory")):
+    policy = config(client, "maxmemory-policy")
+    if policy in (None, "noeviction") or not _number(config(client, "maxmemory")):
         return None
     return policy
 

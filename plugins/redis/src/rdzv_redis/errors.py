@@ -18,7 +18,7 @@ from rdzv.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["COMMANDS", "MORE_COMMANDS", "call", "translated"]
+__all__ = ["COMMANDS", "FORBIDDEN", "MORE_COMMANDS", "call", "translated"]
 
 COMMANDS = (
     "+ping +info +eval +evalsha +publish +subscribe +del +pexpire +pttl +hset +hget +hmget +hdel "
@@ -32,7 +32,7 @@ MORE_COMMANDS = (
 """What else it must be allowed in some cases, for people."""
 
 # Scripts are told in other words, which depend on the version.
-_FORBIDDEN = ("NOPERM", "ACL failure in script", "The user executing the script can't")
+FORBIDDEN = ("NOPERM", "ACL failure in script", "The user executing the script can't")
 
 _NO_DATABASE = ("DB index is out of range", "SELECT is not allowed in cluster mode")
 
@@ -62,7 +62,7 @@ def translated(exc: Exception, where: str) -> RendezvousError:
     """The core's error for one of redis-py's; ``where`` says which server it is."""
     exc = _root(exc)
     first = redact((str(exc).strip() or type(exc).__name__).splitlines()[0])
-    if isinstance(exc, exceptions.NoPermissionError) or any(text in first for text in _FORBIDDEN):
+    if isinstance(exc, exceptions.NoPermissionError) or any(text in first for text in FORBIDDEN):
         return torch_compatible(RendezvousConnectionError)(
             f"The server at {where} does not permit its user what rdzv needs: {first} An "
             f"administrator may permit it: ACL SETUSER <user> ~<prefix>:* &<prefix>:* {COMMANDS} "

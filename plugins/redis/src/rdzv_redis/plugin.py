@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
     from rdzv import RendezvousBackend, RendezvousParameters
+    from rdzv.diagnosis import Diagnosis
 
 __all__ = ["PARAMETERS", "rdzv_backend"]
 
@@ -19,6 +20,12 @@ def _create(params: RendezvousParameters) -> tuple[RendezvousBackend, Store]:
     from rdzv_redis.backend import create_backend
 
     return create_backend(params)
+
+
+def _diagnose(params: RendezvousParameters) -> Diagnosis:
+    from rdzv_redis.diagnose import diagnose
+
+    return diagnose(params)
 
 
 PARAMETERS = (
@@ -101,6 +108,7 @@ _REDIS = BackendSpec(
         "What was acknowledged may be lost in a failover; rounds after it have higher numbers.",
         "The keys of a run expire when nobody in it has been alive for its time to live.",
     ),
+    diagnose=_diagnose,
 )
 
 

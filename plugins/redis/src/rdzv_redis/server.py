@@ -29,7 +29,7 @@ class RedisServer(LocalServer):
 
     It listens on this machine only, and is gone with its data when the process
     ends, even by SIGKILL. One server without persistence or replicas is for tests
-    and for jobs on one machine: if it ends, the state of the run has gone.
+    and for jobs on one machine: if it ends, the state of the run has gone. ::
 
         with RedisServer() as server:
             client = redis.Redis(port=server.port)
