@@ -307,19 +307,33 @@ class EtcdClient(seam.Client):
     # ------------------------------------------------------------ the rest
 
     def watch(self, key: bytes, end: bytes = b"", start_revision: int = 0) -> seam.Watch:
-        if not start_revision:
-            start_revision = self.range(Get(key, count_only=True)).revision + 1
+        until = time.monotonic() + self._timeout
         reader = Reader(self, key, end, start_revision)
         with self._lock:
             if self._closed:
                 raise self._closed_error()
             self._readers.add(reader)
-        reader.start()
+        if start_revision:
+            reader.start()
+            return ReadWatch(reader)
+        try:
+            reader.begin(until, others=len(self._endpoints) > 1)
+        except BaseException:
+            reader.close()
+            raise
         return ReadWatch(reader)
 
     def status(self) -> Message:
         """The connected member's version, size of its database and leader (0 for none)."""
         return self._call("Status", message("StatusRequest")(), repeatable=True)
+
+    def members(self) -> Message:
+        """The cluster's members, as the connected one knows them."""
+        return self._call("MemberList", message("MemberListRequest")(), repeatable=True)
+
+    def alarms(self) -> Message:
+        """The alarms that members have raised, and nobody has disarmed."""
+        return self._call("Alarm", message("AlarmRequest")(), repeatable=True)
 
     def close(self) -> None:
         with self._lock:

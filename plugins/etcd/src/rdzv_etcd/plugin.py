@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
     from rdzv import RendezvousBackend, RendezvousHandler, RendezvousParameters
+    from rdzv.diagnosis import Diagnosis
 
 __all__ = ["LEGACY", "PARAMETERS", "rdzv_backend", "rdzv_handler"]
 
@@ -20,6 +21,12 @@ def _create(params: RendezvousParameters) -> tuple[RendezvousBackend, Store]:
     from rdzv_etcd.backend import create_backend
 
     return create_backend(params)
+
+
+def _diagnose(params: RendezvousParameters) -> Diagnosis:
+    from rdzv_etcd.diagnose import diagnose
+
+    return diagnose(params)
 
 
 def _create_legacy(params: RendezvousParameters) -> RendezvousHandler:
@@ -85,6 +92,7 @@ _ETCD = BackendSpec(
         "A lost node is noticed when its lease ends; twice that if etcd's leader dies too.",
         "The keys of a run expire when nobody in it has been alive for its time to live.",
     ),
+    diagnose=_diagnose,
 )
 
 _BACKENDS = {

@@ -215,6 +215,11 @@ class Watch(ABC):
     One thread takes events from it; any may close it.
     """
 
+    @property
+    @abstractmethod
+    def since(self) -> int:
+        """The revision from which on it tells what happens."""
+
     @abstractmethod
     def next(self, timeout: float) -> list[Event] | None:
         """The next events, as many as have come; an empty list after ``timeout`` seconds.
@@ -284,7 +289,13 @@ class Client(ABC):
 
     @abstractmethod
     def watch(self, key: bytes, end: bytes = b"", start_revision: int = 0) -> Watch:
-        """Watch keys from ``start_revision`` on, 0 for now; in effect when this returns."""
+        """Watch keys from ``start_revision`` on, 0 for now; in effect when this returns.
+
+        One that begins behind what was written last, be it to other keys, is told nothing for up
+        to 100 ms: etcd looks for such watches ten times a second (``syncWatchersLoop`` of its
+        ``mvcc`` package). Who is not to be late watches from now on, and then looks at what may
+        have happened before ``since``.
+        """
 
     @abstractmethod
     def close(self) -> None:

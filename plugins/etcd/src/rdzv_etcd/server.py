@@ -32,7 +32,7 @@ class EtcdServer(LocalServer):
     It listens on this machine only, and is gone with its data when the process
     ends, even by SIGKILL. One member alone is for tests and for jobs on one machine:
     it outlives neither its process nor its machine, and nobody stands in for it. A job on
-    several machines needs a cluster of three or five that is operated by itself.
+    several machines needs a cluster of three or five that is operated by itself. ::
 
         with EtcdServer() as server:
             client = server.get_client()

@@ -191,6 +191,8 @@ class EtcdSession(Session):
         self._watches: dict[bytes, Watch] = {}
         self._told: tuple[bytes, int] | None = None
         """The newest document of which it was told."""
+        self._looked_at = 0
+        """The revision up to which it has looked for newer ones itself."""
         self._seen = (0, 0)
         """The last ticket that it has read, and the revision at which that was taken."""
         self._arrived: tuple[int, int] | None = None
@@ -248,11 +250,18 @@ class EtcdSession(Session):
         if self._read_at and (found is None or found[1] < self._read_at):
             raise self._vanished()
 
-    def listen(self, known: Token | None) -> None:
-        self._watch(self._document.key, start=0 if known is None else known + 1)
+    def listen(self, known: Token | None) -> None:  # noqa: ARG002 - wait() looks for what is newer
+        self._watch(self._document.key)
 
     def wait(self, token: Token, timeout: float) -> tuple[bytes, Token] | None:
-        watch = self._watch(self._document.key, start=token + 1)
+        watch = self._watch(self._document.key)
+        if max(token, self._looked_at) + 1 < watch.since:
+            # What was written after this version and before the watch began is told by nobody.
+            found = self.read(token)
+            self._looked_at = watch.since
+            if found is None:
+                return None
+            self._told = found
         for event in self._events(watch, timeout, until=lambda: self._is_news(token)):
             if event is None or event[1]:
                 return None  # It has vanished, or something was missed.
@@ -263,11 +272,11 @@ class EtcdSession(Session):
         # Versions of which this node has learnt by another way may still be under way here.
         return self._told is not None and self._told[1] > token
 
-    def _watch(self, key: bytes, end: bytes = b"", *, start: int) -> Watch:
+    def _watch(self, key: bytes, end: bytes = b"") -> Watch:
         watch = self._watches.get(key)
         if watch is None:
             # It may take a while, for which no close waits.
-            watch = self._call(lambda: self._client.watch(key, end, start))
+            watch = self._call(lambda: self._client.watch(key, end))
             with self._watching:
                 self._watches[key] = watch
                 closed = self._closed
@@ -351,9 +360,9 @@ class EtcdSession(Session):
 
     def wait_records(self, after: int, count: int, timeout: float) -> None:
         log = self._key("log", "")
-        if self._arrived is None:
+        watch = self._watch(log, prefix_end(log))
+        if self._arrived is None or self._arrived[1] + 1 < watch.since:
             self._arrived = self._count()
-        watch = self._watch(log, prefix_end(log), start=self._arrived[1] + 1)
 
         def come() -> bool:
             return self._arrived is not None and self._arrived[0] >= after + count

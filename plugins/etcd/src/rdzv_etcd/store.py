@@ -446,7 +446,12 @@ class EtcdStore(Store):
         outage = Outage(self._client, self._limit)
         end = end and key + end
         try:
-            with contextlib.closing(self._client.watch(key, end, revision + 1)) as watch:
+            with contextlib.closing(self._watch(key, end, wait, outage)) as watch:
+                if revision + 1 < watch.since:
+                    # It may have come before the watch began.
+                    found = self._link.range(Get(key, end, limit=1), self._limit)
+                    if found.kvs:
+                        return found.kvs[0]
                 while True:
                     try:
                         # The data is in use as long as somebody waits for it.
@@ -458,12 +463,21 @@ class EtcdStore(Store):
                         return None
                     outage.over()
                     for event in events:
-                        if not event.deleted:
+                        # The watch may begin at a member that is behind the one that was read.
+                        if not event.deleted and event.kv.mod_revision > revision:
                             return event.kv
         except seam.UnavailableError as exc:
             raise outage.error(exc) from exc
         except seam.EtcdError as exc:
             raise store_error(exc) from exc
+
+    def _watch(self, key: bytes, end: bytes, wait: Wait, outage: Outage) -> seam.Watch:
+        while True:
+            try:
+                return self._client.watch(key, end)
+            except seam.UnavailableError as exc:  # noqa: PERF203 - it is the exception
+                wait.left()
+                outage.pause(exc)
 
     # Talking to etcd.
 

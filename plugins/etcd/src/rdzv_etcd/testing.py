@@ -91,7 +91,8 @@ class EtcdCluster:
         for attempt in range(1, _ATTEMPTS + 1):
             self.members = self._make_members()
             try:
-                _together(self.members, EtcdServer.start)
+                # A member whose port is lost may have voted: the whole cluster begins anew.
+                _together(self.members, lambda member: member.start(num_retries=1))
                 self.leader()
                 return
             except BaseException as error:
@@ -127,26 +128,29 @@ class EtcdCluster:
         _together(members, EtcdServer.stop)
 
     def leader(self, timeout: float | None = None) -> int:
-        """Wait until one member alone says that it leads, and return its number.
+        """Wait until all that run are ready and one alone says that it leads; return its number.
 
-        A former leader that was paused may say so for a moment when it is resumed.
+        A former leader that was paused may say so for a moment when it is resumed, and knows no
+        other until it has heard of one.
 
         Args:
             timeout: Seconds to wait; without, as long as for the start.
 
         Raises:
-            TimeoutError: None does, as where too few run, or several do.
+            TimeoutError: It does not come to that, as where too few run.
         """
         limit = self._timeout if timeout is None else timeout
         deadline = time.monotonic() + limit
         while True:
             running = [member for member in self.members if member.pid and not member.paused]
             leading = [member for member in running if member.is_leader()]
-            if len(leading) == 1 and len(running) * 2 > self._size:
+            ready = [member for member in running if member.is_ready()]
+            if len(leading) == 1 and ready == running and len(running) * 2 > self._size:
                 return self.members.index(leading[0])
             if time.monotonic() >= deadline:
                 raise TimeoutError(
-                    f"Of {len(running)} members that run {len(leading)} lead after {limit} seconds."
+                    f"Of {len(running)} members that run {len(ready)} are ready and"
+                    f" {len(leading)} lead after {limit} seconds."
                 )
             time.sleep(_PAUSE)
 

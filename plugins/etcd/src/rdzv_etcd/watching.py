@@ -34,6 +34,10 @@ class ReadWatch(seam.Watch):
         self._reader = reader
         weakref.finalize(self, reader.close).atexit = False
 
+    @property
+    def since(self) -> int:
+        return self._reader.since
+
     def next(self, timeout: float) -> list[Event] | None:
         return self._reader.next(timeout)
 
@@ -47,19 +51,63 @@ class Reader:
     def __init__(self, client: EtcdClient, key: bytes, end: bytes, revision: int) -> None:
         self._client = client
         self._key, self._end = key, end
-        self._revision = revision
+        self._revision = self.since = revision
         self._changed = threading.Condition()
         self._events: deque[list[Event] | None] = deque()
         self._error: seam.EtcdError | None = None
         self._failed = False
         self._ended = ""
         self._call: Any = None
+        self._asked: tuple[Connection, float] | None = None
+        """The member that was asked for it last, and when."""
+        self._trouble: seam.UnavailableError | None = None
         # Since when there is no watch, and whether it was for the login already.
         self._broken_at: float | None = time.monotonic()
         self._renewed = False
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="rdzv-etcd-watch", daemon=True).start()
+
+    def begin(self, until: float, *, others: bool) -> None:
+        """Start, and wait until etcd tells what happens from now on.
+
+        Args:
+            until: The time to give up (monotonic clock).
+            others: Whether there are other members to go to.
+
+        Raises:
+            EtcdError: It is not to be.
+        """
+        self.start()
+        left = until - time.monotonic()
+        # Whoever is frozen is not to keep the others from being asked.
+        patience = left / 2 if others else left
+        silent: seam.UnavailableError | None = None
+        while (member := self._silent_for(patience, until)) is not None:
+            silent = seam.TimeoutError(f"etcd at {member.endpoint} does not begin a watch.")
+            self._client.drop(member)
+        with self._changed:
+            if self._ended:
+                raise seam.EtcdError(self._ended)
+            if not self.since:
+                late = seam.TimeoutError(f"etcd at {self._client.where} does not begin a watch.")
+                raise self._error or silent or self._trouble or late
+
+    def _silent_for(self, patience: float, until: float) -> Connection | None:
+        """Wait for the beginning; the member that has been asked for so long in vain, if one has.
+
+        A busy process may look late: what counts is when that very member was asked.
+        """
+        with self._changed:
+            while not (self.since or self._ended or self._error):
+                asked, now = self._asked, time.monotonic()
+                due = until if asked is None else min(until, asked[1] + patience)
+                if now < due:
+                    self._changed.wait(due - now)
+                    continue
+                self._asked = None
+                return asked[0] if asked is not None and now < until else None
+            return None
 
     def next(self, timeout: float) -> list[Event] | None:
         with self._changed:
@@ -111,6 +159,7 @@ class Reader:
                 self._revision = max(self._revision, error.revision)
                 self._say(None)
             except seam.UnavailableError as error:
+                self._trouble = error
                 now = time.monotonic()
                 if self._broken_at is None:
                     self._broken_at = now
@@ -139,6 +188,8 @@ class Reader:
             call = connection.watch(_WATCH(create_request=create), metadata)
             with self._changed:
                 self._call = call
+                self._asked = connection, time.monotonic()
+                self._changed.notify_all()
             if self._ended or GATE.closed:
                 call.cancel()
             for response in call:
@@ -173,6 +224,9 @@ class Reader:
         if response.created:
             with self._changed:
                 self._broken_at, self._renewed, self._error = None, False, None
+                if not self._revision:
+                    self._revision = self.since = response.header.revision + 1
+                    self._changed.notify_all()
         if response.events:
             events = [event_of(event) for event in response.events]
             # Not the response's revision: that is the store's, and more responses may follow

@@ -54,7 +54,14 @@ AuthenticateRequest   name=1:string password=2:string
 AuthenticateResponse  header=1:ResponseHeader token=2:string
 StatusRequest
 StatusResponse  header=1:ResponseHeader version=2:string dbSize=3 leader=4:uint64 \
-                raftIndex=5:uint64 raftTerm=6:uint64
+                raftIndex=5:uint64 raftTerm=6:uint64 errors=8:string* dbSizeInUse=9 \
+                isLearner=10:bool dbSizeQuota=12
+Member          ID=1:uint64 name=2:string peerURLs=3:string* clientURLs=4:string* isLearner=5:bool
+MemberListRequest
+MemberListResponse  header=1:ResponseHeader members=2:Member*
+AlarmRequest    action=1 memberID=2:uint64 alarm=3
+AlarmMember     memberID=1:uint64 alarm=2
+AlarmResponse   header=1:ResponseHeader alarms=2:AlarmMember*
 """
 
 METHODS = {
@@ -68,6 +75,8 @@ METHODS = {
     "LeaseTimeToLive": ("Lease", "LeaseTimeToLiveRequest", "LeaseTimeToLiveResponse"),
     "Watch": ("Watch", "WatchRequest", "WatchResponse"),
     "Authenticate": ("Auth", "AuthenticateRequest", "AuthenticateResponse"),
+    "MemberList": ("Cluster", "MemberListRequest", "MemberListResponse"),
+    "Alarm": ("Maintenance", "AlarmRequest", "AlarmResponse"),
     "Status": ("Maintenance", "StatusRequest", "StatusResponse"),
 }
 """The service of each method, its request and its response."""
