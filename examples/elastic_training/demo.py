@@ -37,6 +37,7 @@ LEAST_STEPS = 200
 TAIL_LINES = 15
 
 FIRST = ("node-1", "node-2", "node-3")
+TORCHS_OWN = ("c10d", "etcd-v2")
 HOST = "node-1"  # its agent hosts the store of c10d, so there this node must not be killed
 VICTIM = "node-2"
 NEWCOMER = "node-4"
@@ -75,8 +76,11 @@ class Plan:
 class Demo:
     """The job: its agents, what is known about them, and what is done to them when."""
 
-    def __init__(self, backend: str, endpoint: str, plan: Plan, directory: Path) -> None:
+    def __init__(
+        self, backend: str, endpoint: str, admission: str, plan: Plan, directory: Path
+    ) -> None:
         self.backend = backend
+        self.admission = admission
         self.plan = plan
         self.directory = directory
         self.run_id = f"demo-{uuid.uuid4().hex[:8]}"
@@ -159,7 +163,7 @@ class Demo:
             f"--rdzv-backend={self.backend}",
             f"--rdzv-endpoint={self.endpoint}",
             f"--rdzv-id={self.run_id}",
-            f"--rdzv-conf={rendezvous_settings(self.backend, is_host=name == HOST)}",
+            f"--rdzv-conf={self._settings(is_host=name == HOST)}",
             str(TRAIN),
             f"--name={name}",
             f"--log-dir={self.directory / 'logs'}",
@@ -169,6 +173,11 @@ class Demo:
             f"--log-every={self.plan.log_every}",
             f"--step-seconds={self.plan.step_seconds}",
         ]
+
+    def _settings(self, *, is_host: bool) -> str:
+        settings = rendezvous_settings(self.backend, is_host=is_host)
+        # torch's own backends ignore what they do not know.
+        return f"{settings},admission={self.admission}"
 
     def clean_up(self) -> None:
         """End whatever this demo started and is still running, in whichever way it ends."""
@@ -250,7 +259,7 @@ class Demo:
 
 def rendezvous_settings(backend: str, *, is_host: bool) -> str:
     # Short times, for a job on one machine. torch's own backends know whole seconds only.
-    interval = "1" if backend in ("c10d", "etcd-v2") else "0.5"
+    interval = "1" if backend in TORCHS_OWN else "0.5"
     # etcd has no leases of less than two seconds.
     attempts = "4" if backend.startswith("rdzv-etcd") else "3"
     settings = {
@@ -321,6 +330,7 @@ def parse_options() -> argparse.Namespace:
     add = parser.add_argument
     add("--backend", default="rdzv-c10d", help="the rendezvous backend, as torchrun knows it")
     add("--endpoint", help="for a backend with a server of its own; else a free port here")
+    add("--admission", choices=("deferred", "immediate"), default="deferred", help="of newcomers")
     add("--steps", type=int, default=300, help=f"of the whole job, at least {LEAST_STEPS}")
     add("--output", type=Path, default=Path("elastic_training_output"), help="for the picture")
     add("--keep-logs", action="store_true", help="keep logs and checkpoints of a good run, too")
@@ -364,7 +374,7 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="run-", dir=options.output)).resolve()
     (directory / "logs").mkdir()
     endpoint = options.endpoint or f"127.0.0.1:{free_port()}"
-    demo = Demo(options.backend, endpoint, Plan(options.steps), directory)
+    demo = Demo(options.backend, endpoint, options.admission, Plan(options.steps), directory)
     try:
         return perform(demo, options)
     except KeyboardInterrupt:

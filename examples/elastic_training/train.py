@@ -12,6 +12,8 @@ What makes it elastic is little, and all of it is in this file:
   each worker takes its share of it, so the model learns the same with two nodes as with three.
 * It can be stopped anywhere. Rank 0 saves a checkpoint every few steps, and a worker that starts
   goes on from the latest one.
+* After each checkpoint it says so: with admission=deferred that is when nodes that have arrived are
+  let in, and nothing that was trained has to be trained again for them.
 * It does not try to survive a lost peer. The collective raises, the worker exits with an error,
   and the agent (torchrun) restarts it as soon as the nodes have agreed on a new round.
 """
@@ -73,6 +75,15 @@ class Worker:
             master=f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}",
             run_id=env.get("TORCHELASTIC_RUN_ID", ""),
         )
+
+
+def checkpoint_reached() -> bool:
+    """Tell rdzv that newcomers may come in; returns whether they do."""
+    try:
+        import rdzv
+    except ImportError:
+        return False
+    return rdzv.checkpoint_reached()
 
 
 class EventLog:
@@ -317,6 +328,8 @@ class Training:
             },
         )
         self.log.write("checkpoint", step=self.step, held_out=held_out, generation=self.generation)
+        if checkpoint_reached():  # a good moment for nodes that wait: nothing is done twice
+            self.log.write("admit", step=self.step)
 
     def _pace(self, began: float) -> None:
         """Stretch a step to --step-seconds, so that a demonstration can be watched."""

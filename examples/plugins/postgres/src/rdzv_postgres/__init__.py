@@ -1,0 +1,3 @@
+"""rdzv-postgres: a rendezvous on PostgreSQL."""
+
+__version__ = "0.1.0"

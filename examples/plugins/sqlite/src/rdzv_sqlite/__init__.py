@@ -1,0 +1,3 @@
+"""rdzv-sqlite: a rendezvous in a database file of SQLite."""
+
+__version__ = "0.1.0"
