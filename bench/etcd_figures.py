@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from bench.figures import Options, Row, duration, rounds_of, spread
+from bench.figures import Options, Row, bytes_row, duration, rounds_of, spread
 from bench.fleet import Fleet
 from rdzv_etcd import EtcdClient, EtcdServer, EtcdStore
 
@@ -67,15 +67,7 @@ def etcd_requests(options: Options) -> Iterator[Row]:
             found[nodes]["requests"] <= 6,
             {"calls": calls},
         )
-    few, many = found[8], found[512]
-    for name, what in (("in", "bytes received"), ("out", "bytes sent")):
-        yield Row(
-            f"etcd: {what} a node in a round, 8 and 512 nodes, by the server",
-            f"{few[name]:.0f} and {many[name]:.0f} ({100 * (many[name] / few[name] - 1):+.1f} %)",
-            "no more with 512",
-            many[name] <= few[name] * 1.1,
-            {"8": few[name], "512": many[name]},
-        )
+    yield bytes_row("etcd", found)
 
 
 _HEALTHY = 20.0
@@ -111,7 +103,7 @@ def etcd_healthy(options: Options) -> Iterator[Row]:
 # ---------------------------------------------------------------- the client and the store
 
 _CALLS = 1000
-_KEYS = 100
+_KEYS = (100, 1000)
 
 
 def etcd_watch(options: Options) -> Iterator[Row]:
@@ -188,37 +180,81 @@ def etcd_store(options: Options) -> Iterator[Row]:
         theirs: Store = TorchStore(v2, f"/bench/{uuid.uuid4().hex}")
         client = EtcdClient(server.get_endpoint())
         ours: Store = EtcdStore(client, f"/bench/{uuid.uuid4().hex}")
-        # As many keys as a job has: torch's reads all of them to get one.
-        for store in (ours, theirs):
-            for number in range(_KEYS):
-                store.set(f"key {number}", "v" * 100)
         calls: dict[str, Callable[[Store], Any]] = {
             "set": lambda store: store.set("key", "value"),
             "get": lambda store: store.get("key"),
             "add": lambda store: store.add("counter", 1),
         }
-        for name, call in calls.items():
-            times: dict[str, list[float]] = {"ours": [], "torch": []}
-            for _ in range(max(3, options.repeat // 2)):
-                for kind, store in (("ours", ours), ("torch", theirs)):
-                    times[kind].append(_time(store, call))
-            mine, others = (statistics.median(times[kind]) for kind in ("ours", "torch"))
-            yield Row(
-                f"EtcdStore.{name}, {_KEYS} keys there",
-                f"{mine * 1e6:.0f} us; torch's EtcdStore {others * 1e6:.0f} us: "
-                f"{others / mine:.1f} times faster",
-                "at least 5 times faster than torch's",
-                others / mine >= 5,
-                times,
-            )
+        bare = _BareCalls(server.get_endpoint())
+        there = 0
+        for keys in _KEYS:
+            # torch's reads all of them to get one.
+            for store in (ours, theirs):
+                for number in range(there, keys):
+                    store.set(f"key {number}", "v" * 100)
+            there = keys
+            for name, call in calls.items():
+                yield _compared(options, f"EtcdStore.{name}, {keys} keys there", call, ours, theirs,
+                                bare.get if name == "get" else bare.put)  # fmt: skip
+        bare.close()
         client.close()
 
 
-def _time(store: Store, call: Callable[[Store], Any]) -> float:
-    call(store)
+class _BareCalls:
+    """One read and one write as grpcio has them, with nothing around them: what no store beats."""
+
+    def __init__(self, endpoint: str) -> None:
+        import grpc
+
+        from rdzv_etcd.wire import message
+
+        self._channel = grpc.insecure_channel(endpoint)
+
+        def method(name: str, kind: str) -> Callable[[Any], Any]:
+            return self._channel.unary_unary(
+                f"/etcdserverpb.KV/{name}",
+                message(f"{kind}Request").SerializeToString,
+                message(f"{kind}Response").FromString,
+            )
+
+        read, write = method("Range", "Range"), method("Put", "Put")
+        wanted, written = message("RangeRequest"), message("PutRequest")
+        self.get = lambda: read(wanted(key=b"bare"))
+        self.put = lambda: write(written(key=b"bare", value=b"value"))
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+def _compared(
+    options: Options,
+    name: str,
+    call: Callable[[Store], Any],
+    ours: Store,
+    theirs: Store,
+    bare: Callable[[], Any],
+) -> Row:
+    times: dict[str, list[float]] = {"ours": [], "torch": [], "bare": []}
+    for _ in range(max(3, options.repeat // 2)):
+        times["ours"].append(_time(lambda: call(ours)))
+        times["torch"].append(_time(lambda: call(theirs)))
+        times["bare"].append(_time(bare))
+    mine, others, least = (statistics.median(found) for found in times.values())
+    return Row(
+        name,
+        f"{mine * 1e6:.0f} us; torch's EtcdStore {others * 1e6:.0f} us: {others / mine:.1f} times "
+        f"faster; one bare request through grpcio {least * 1e6:.0f} us",
+        "at least 5 times faster than torch's",
+        others / mine >= 5,
+        times,
+    )
+
+
+def _time(call: Callable[[], Any]) -> float:
+    call()
     started = time.perf_counter()
     for _ in range(_CALLS // 5):
-        call(store)
+        call()
     return (time.perf_counter() - started) / (_CALLS // 5)
 
 

@@ -20,7 +20,16 @@ from typing import Any
 from bench.fleet import ROOT, Fleet, NodeResult, environment, flat
 from rdzv.testing.proxy import Proxy
 
-__all__ = ["FIGURES", "Options", "Row", "check_ranks", "duration", "rounds_of", "spread"]
+__all__ = [
+    "FIGURES",
+    "Options",
+    "Row",
+    "bytes_row",
+    "check_ranks",
+    "duration",
+    "rounds_of",
+    "spread",
+]
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,22 @@ def check_ranks(found: list[NodeResult]) -> None:
     ranks = sorted(node["rank"] for node in found)
     if ranks != list(range(len(found))) or {node["size"] for node in found} != {len(found)}:
         raise RuntimeError(f"the round was no round: ranks {ranks}")
+
+
+def bytes_row(backend: str, found: dict[int, dict[str, float]]) -> Row:
+    """What a server has counted in rounds of several sizes: bytes ``in`` and ``out``, a node."""
+    totals = {nodes: each["in"] + each["out"] for nodes, each in found.items()}
+    few, many = totals[min(totals)], totals[max(totals)]
+    return Row(
+        f"{backend}: bytes a node in a round, received and sent by the server",
+        "; ".join(
+            f"{nodes} nodes {totals[nodes]:.0f} ({each['in']:.0f} + {each['out']:.0f})"
+            for nodes, each in found.items()
+        ),
+        f"no more with {max(totals)} than with {min(totals)}",
+        many <= few * 1.1,
+        {str(nodes): each for nodes, each in found.items()},
+    )
 
 
 def rounds(options: Options) -> Iterator[Row]:
@@ -198,9 +223,10 @@ def requests(options: Options) -> Iterator[Row]:
         )
     few, many = read[8], read[512]
     yield Row(
-        "bytes a node reads in a round, 8 and 512 nodes",
-        f"{few:.0f} and {many:.0f} ({100 * (many / few - 1):+.1f} %)",
-        "equal within 10 %",
+        f"bytes a node reads in a round, {', '.join(map(str, read))} nodes",
+        f"{', '.join(f'{size:.0f}' for size in read.values())} "
+        f"({100 * (many / few - 1):+.1f} % from the first to the last)",
+        "first and last equal within 10 %",
         abs(many / few - 1) <= 0.1,
         {str(nodes): size for nodes, size in read.items()},
     )
@@ -463,6 +489,37 @@ def imports(options: Options) -> Iterator[Row]:
     )
 
 
+def listing(options: Options) -> Iterator[Row]:
+    """What ``rdzv backends`` costs, against another command that everybody has."""
+    repeat = 5 if options.quick else 10
+    ours, pips = [], []
+    for _ in range(repeat):
+        ours.append(_cpu("rdzv.cli", "backends"))
+        pips.append(_cpu("pip", "--version"))
+    cost = statistics.median(ours)
+    yield Row(
+        "rdzv backends, processor time",
+        f"{duration(cost)} (median of {repeat}); {cost / statistics.median(pips):.2f} of what "
+        "`pip --version` takes",
+        "less than `pip --version`",
+        cost < statistics.median(pips),
+        {"rdzv": ours, "pip": pips},
+    )
+
+
+def _cpu(module: str, *arguments: str) -> float:
+    """Seconds of all processors that a command takes; its exit code is its own business."""
+    before = os.times()
+    subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+    after = os.times()
+    return sum(after[2:4]) - sum(before[2:4])
+
+
 def _python(code: str) -> float:
     started = time.monotonic()
     subprocess.run([sys.executable, "-c", code], env=environment(), check=True)
@@ -471,6 +528,7 @@ def _python(code: str) -> float:
 
 FIGURES: dict[str, Callable[[Options], Iterator[Row]]] = {
     "import": imports,
+    "listing": listing,
     "rounds": rounds,
     "large": large,
     "last": last,

@@ -47,9 +47,9 @@ def environment() -> dict[str, str]:
 class Child:
     """A process that takes commands and gives answers, one JSON document a line."""
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, *arguments: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, "-m", module, *arguments],
             cwd=ROOT,
             env=environment(),
             stdin=subprocess.PIPE,
@@ -116,7 +116,7 @@ class Fleet:
         self._children: list[Child] = []
         try:
             self.server = self._start(server)
-            self.members = [self._start("bench.nodes") for _ in range(processes)]
+            self.members = [self._start("bench.nodes", str(n)) for n in range(processes)]
             self.port = int(self.server.ask("port"))
             for member in self.members:
                 member.ask("hello")
@@ -124,8 +124,8 @@ class Fleet:
             self.close()
             raise
 
-    def _start(self, module: str) -> Child:
-        child = Child(module)
+    def _start(self, module: str, *arguments: str) -> Child:
+        child = Child(module, *arguments)
         self._children.append(child)
         return child
 

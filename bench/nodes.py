@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
+import os
 import sys
 import threading
 import time
@@ -144,8 +146,15 @@ class Node:
         if self.is_theirs:
             return
         until = time.monotonic() + 10
-        while len(self.handler._driver._sessions) < 2 and time.monotonic() < until:
+        while not self._listens() and time.monotonic() < until:
             time.sleep(0.002)  # The one that watches is opened in a thread of its own.
+
+    def _listens(self) -> bool:
+        """Whether its connections are open, and what is pushed would reach it."""
+        sessions = list(self.handler._driver._sessions)
+        name = {"redis": "_listeners", "etcd": "_watches"}.get(self.kind)
+        pushed = name is None or any(getattr(session, name) for session in sessions)
+        return len(sessions) > 1 and pushed
 
     @property
     def is_theirs(self) -> bool:
@@ -264,6 +273,10 @@ class Nodes:
         The first ``watchers`` of them poll ``num_nodes_waiting()`` every ``poll`` seconds and
         enter when there is a reason; the others enter at the start signal.
         """
+        # What was before is not looked through within the round: each node would have a heap of
+        # its own elsewhere, and here one's collection holds up all.
+        gc.collect()
+        gc.freeze()
         self._go.clear()
         end = len(self._nodes) if only is None else skip + only
         self._started = self._nodes[skip:end]
@@ -335,8 +348,20 @@ def _watching(node: Node, poll: float) -> Callable[[], None]:
     return lambda: node.watch(poll, 60.0)
 
 
+def _stay(place: int) -> None:
+    """Have all threads of this process on one core, the next one for each process.
+
+    Nodes that share an interpreter take turns anyway. If the next one waits on another core,
+    each turn wakes that, which costs more than the turn; no node that has an interpreter for
+    itself pays it.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[place % len(cores)]})
+
+
 if __name__ == "__main__":
     faulthandler.enable()
+    _stay(int(sys.argv[1]))
     # Room for what torch does where it writes a backtrace.
     threading.stack_size(1024 * 1024)
     # Here hundreds of nodes share an interpreter that each has for itself elsewhere. By default

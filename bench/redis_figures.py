@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.distributed import Store, TCPStore
 
-from bench.figures import Options, Row, check_ranks, duration, rounds_of, spread
+from bench.figures import Options, Row, bytes_row, check_ranks, duration, rounds_of, spread
 from bench.fleet import Fleet
 from rdzv_redis import RedisServer, RedisStore
 
@@ -62,15 +62,15 @@ def redis_requests(options: Options) -> Iterator[Row]:
             found[nodes]["requests"] <= 6,
             {"calls": calls},
         )
-    few, many = found[8], found[512]
-    for name, what in (("work", "commands"), ("in", "bytes received"), ("out", "bytes sent")):
-        yield Row(
-            f"redis: {what} a node in a round, 8 and 512 nodes, by the server",
-            f"{few[name]:.1f} and {many[name]:.1f} ({100 * (many[name] / few[name] - 1):+.1f} %)",
-            "no more with 512",
-            many[name] <= few[name] * 1.1,
-            {"8": few[name], "512": many[name]},
-        )
+    few, many = found[8]["work"], found[512]["work"]
+    yield Row(
+        "redis: commands a node in a round, 8 and 512 nodes, by the server",
+        f"{few:.1f} and {many:.1f} ({100 * (many / few - 1):+.1f} %)",
+        "no more with 512",
+        many <= few * 1.1,
+        {"8": few, "512": many},
+    )
+    yield bytes_row("redis", found)
 
 
 def redis_runs(options: Options) -> Iterator[Row]:

@@ -20,11 +20,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.admission_figures import ADMISSION_FIGURES
 from bench.etcd_figures import ETCD_FIGURES
 from bench.figures import FIGURES, Options, Row
+from bench.observer_figures import OBSERVER_FIGURES
 from bench.redis_figures import REDIS_FIGURES
 
-_FIGURES = {**FIGURES, **ETCD_FIGURES, **REDIS_FIGURES}
+_FIGURES = {**FIGURES, **ETCD_FIGURES, **REDIS_FIGURES, **OBSERVER_FIGURES, **ADMISSION_FIGURES}
 
 
 def machine() -> dict[str, str]:

@@ -30,7 +30,7 @@ __all__ = ["machine", "over", "over_get_and_set"]
 _MOST_ACTIONS = 1000
 """Actions that one event may lead to, its answers' included; more is a node that never rests."""
 
-_ROUND = ("nonce", "size", "chunks", "upto", "gone", "master")
+_ROUND = ("nonce", "size", "chunks", "places", "upto", "gone", "master")
 _TOGETHER = (_ROUND, _ROUND, ("leader",), ("change",), ("master",), ("closed",), ())
 """Fields of the document that change together where a run goes on."""
 
@@ -239,7 +239,7 @@ def over(
     def unasked() -> list[msg.Action]:
         if node.leading is not None and source.flag():
             return [msg.ReadLog(node.leading.roster.complete_upto)]
-        bounded(lambda: read_whole_roster(session, node))
+        bounded(lambda: read_whole_roster(session, node.document, node.token))
         return [msg.Read()]
 
     drive(source, node, answer, unasked)

@@ -17,6 +17,7 @@ from rdzv.dynamic_rendezvous.document import (
     Member,
     Record,
     encode,
+    place,
 )
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ def document(source: Source, limits: tuple[int, int] | None = None) -> Document:
     """A document that a store may hold, of a run with these limits or with any."""
     low, high = limits or (source.number(1, 2), source.number(2, 4))
     round_ = source.pick(_COUNTS)
+    size = source.number(1, high) if round_ else 0
+    listed = source.number(0, 2) == 0
+    places = [place(source.pick(_COUNTS), name(source)) for _ in range(size if listed else 0)]
     return Document(
         schema=SCHEMA,
         epoch=source.pick((EPOCH, EPOCH, EPOCH, "other", "")),
@@ -77,9 +81,10 @@ def document(source: Source, limits: tuple[int, int] | None = None) -> Document:
         leader=_leader(source) if source.flag() else None,
         round=round_,
         nonce="nonce" if round_ else "",
-        size=source.number(1, high) if round_ else 0,
+        size=size,
         upto=source.pick(_COUNTS),
         chunks=source.pick((1, 1, 2, 3)) if round_ else 0,
+        places=" ".join(places),
         gone=source.pick(_COUNTS),
         master=Master("host", source.pick((1, 29400, 65535))) if source.flag() else None,
         change=Change(*(source.pick(_COUNTS) for _ in range(4))) if source.flag() else None,
@@ -171,9 +176,9 @@ def _edited(source: Source, value: Any) -> bytes:
     pairs = list(value.items() if isinstance(value, dict) else enumerate(value))
     chosen = source.number(0, len(pairs) - 1)
     parts = []
-    for place, (key, item) in enumerate(pairs):
+    for number, (key, item) in enumerate(pairs):
         raws = [json.dumps(item).encode()]
-        if place == chosen:
+        if number == chosen:
             raws = [_edited(source, item)] if source.flag() else [*raws, _edited(source, item)]
         prefix = json.dumps(key).encode() + b":" if isinstance(value, dict) else b""
         parts += [prefix + raw for raw in raws]
