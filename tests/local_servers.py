@@ -37,6 +37,22 @@ def missing(what: str, how: str) -> NoReturn:
     pytest.skip(message)
 
 
+def postgres_server(**options: Any) -> Any:
+    """A PostgreSQL server of the example plugin's, not started; where there is none, see above."""
+    try:
+        from rdzv_postgres.server import PostgresServer
+    except ImportError as exc:
+        missing(
+            f"rdzv-postgres ({exc})", 'pip install ./examples/plugins/postgres "psycopg[binary]"'
+        )
+    server = PostgresServer(**options)
+    try:
+        _ = server.binary
+    except FileNotFoundError:
+        missing("a PostgreSQL server", "apt install postgresql")
+    return server
+
+
 def eventually(
     condition: Callable[[], object],
     what: str = "",
@@ -252,15 +268,18 @@ class LocalServerCases:
             port = taken.getsockname()[1]
             with pytest.raises(RuntimeError, match="already in use"):
                 self.make(port).start()
-            free, lost = local_server.free_ports, iter(range(2))
+            free = local_server.free_ports
+            count = type(self.make()).port_count
+            # Each of its ports once: etcd listens on the last when it has begun its data.
+            lost = iter(range(count))
 
             def choose(*args: int) -> list[int]:
-                chosen = free(*args)
-                return chosen if next(lost, None) is None else [port, *chosen[1:]]
+                chosen, number = free(*args), next(lost, count)
+                return [*chosen[:number], port, *chosen[number + 1 :]][: len(chosen)]
 
             monkeypatch.setattr(local_server, "free_ports", choose)
-            with self.make() as server:
-                assert server.port != port
+            with self.make(timeout=LIMIT) as server:
+                assert port not in server.ports
                 assert server.is_ready()
 
     def test_a_restart_waits_until_a_passing_connection_has_left_its_port(self, monkeypatch):

@@ -77,6 +77,41 @@ class TestMemory(BackendContract):
     assert "No out-of-band access: the deployment has no 'read_raw'." in text
 
 
+SLOW = """
+import dataclasses
+import time
+from rdzv.errors import RendezvousConnectionError
+
+class TestSlowToConnect(BackendContract):
+    @pytest.fixture
+    def deployment(self):
+        server = memory.MemoryServer()
+        full = memory.deployment(memory.MemoryBackend, server=server, limit=5.0)
+        resets, reset = [], server.reset
+
+        def counted():
+            resets.append(None)
+            reset()
+
+        def create(params):
+            before = len(resets)
+            time.sleep(0.05)
+            if len(resets) > before:
+                raise RendezvousConnectionError("broken before it was made")
+            return full.backend.create(params)
+
+        server.reset = counted
+        spec = dataclasses.replace(full.backend, create=create)
+        yield dataclasses.replace(full, backend=spec)
+        assert len(resets) > 1
+"""
+
+
+def test_a_backend_that_takes_long_to_connect_is_given_the_time_to_write_something(kit):
+    result = kit(SLOW, tests="whatever_breaks")
+    assert outcomes(result) == {"passed": 1}
+
+
 BROKEN_PROMISE = "rdzv.testing.contract.base.BrokenPromiseError"
 NAME = "test_nothing_before_the_first_write"
 

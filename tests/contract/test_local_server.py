@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from rdzv.testing.local_server import LocalServer, free_ports, packaged_program
+from rdzv.testing.local_server import LocalServer, free_ports, packaged_program, stop_process
 
-from ..local_servers import LocalServerCases
+from ..local_servers import LIMIT, LocalServerCases
 from .web_server import WebServer
 
 
@@ -33,6 +35,34 @@ def test_a_paused_one_is_silent():
         assert server.ask("/pid", timeout=0.1) is None
         server.resume()
         assert server.ask("/pid") == 200
+
+
+# Its other threads go on for a while after kill() has returned.
+MANY_THREADS = """
+import threading
+for _ in range(50):
+    threading.Thread(target=lambda: [i * i for i in iter(int, 1)], daemon=True).start()
+print(flush=True)
+threading.Event().wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Elsewhere nothing tells whether it does.")
+def test_a_process_stands_still_when_stop_process_returns():
+    process = subprocess.Popen([sys.executable, "-c", MANY_THREADS], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        threads = list(Path(f"/proc/{process.pid}/task").glob("*/stat"))
+        assert len(threads) > 50
+        for _ in range(20):
+            stop_process(process.pid)
+            states = {path.read_text().rpartition(")")[2].split()[0] for path in threads}
+            process.send_signal(signal.SIGCONT)
+            assert states == {"T"}
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_what_the_environment_names_comes_before_a_package_and_that_before_the_path(
@@ -72,6 +102,17 @@ class Shell(LocalServer):
         return self.log.endswith("ready\n")
 
 
+def test_a_program_off_the_path_is_found_by_a_pattern_in_its_newest_version(monkeypatch, tmp_path):
+    for version in ("9.6", "15", "7"):
+        folder = tmp_path / version
+        folder.mkdir()
+        (folder / "sh").touch(mode=0o755)
+    (tmp_path / "16").mkdir()
+    (tmp_path / "16" / "sh").touch(mode=0o644)  # No program.
+    monkeypatch.setattr(Shell, "programs", ("sh-that-nobody-has", f"{tmp_path}/*/sh"))
+    assert Shell("").binary == str(tmp_path / "15" / "sh")
+
+
 def test_one_that_writes_much_is_not_held_up():
     # More than fits into a pipe, to both outputs.
     script = "head -c 300000 /dev/zero; head -c 300000 /dev/zero >&2; echo ready; exec sleep 1000"
@@ -91,6 +132,39 @@ def test_the_log_begins_anew_with_each_start(tmp_path):
         for _ in range(2):
             assert server.log == f"{server.pid}\nready\n"
             server.restart()
+
+
+def test_an_attempt_that_lost_its_ports_leaves_no_data_to_the_next(tmp_path):
+    # An etcd that had begun its data, and had not written yet that it is a member, waited for a
+    # leader for ever.
+    tried, began, mine = (tmp_path / name for name in ("tried", "data/began", "data/mine"))
+    script = f"""
+if [ -e {began} ]; then echo this was begun before
+elif [ -e {tried} ]; then ls {mine} && echo ready
+else mkdir {tried} {began}; echo already in use; exit 3
+fi
+exec sleep 1000
+"""
+    mine.mkdir(parents=True)
+    with Shell(script, data_dir=mine.parent, timeout=LIMIT):
+        assert not began.exists()
+        assert tried.exists()
+
+
+def test_the_last_attempt_that_lost_its_ports_leaves_no_data_either(tmp_path):
+    tried, began = tmp_path / "tried", tmp_path / "data/began"
+    script = f"""
+[ -e {tried} ] && [ ! -e {began} ] && echo ready && exec sleep 1000
+mkdir {tried} {began}
+echo already in use
+"""
+    server = Shell(script, data_dir=began.parent, timeout=LIMIT)
+    server.attempts = 1
+    with pytest.raises(RuntimeError, match="already in use"):
+        server.start()
+    assert list(began.parent.iterdir()) == []
+    server.start()
+    server.stop()
 
 
 def test_a_server_has_the_environment_that_it_says(monkeypatch):

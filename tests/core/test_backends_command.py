@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -119,3 +122,35 @@ def test_one_that_cannot_be_had_is_a_clear_error(fake, run, name):
     done = run(name, code=2)
     assert name in done.stderr
     assert not done.stdout
+
+
+LISTING = """
+import sys
+from rdzv.cli import main
+sys.argv[1:] = ["backends", *{more}]
+try:
+    main()
+except SystemExit as end:
+    print(*sys.modules, file=sys.stderr)
+    raise
+"""
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_listing_imports_neither_a_plugin_nor_what_only_other_commands_need(more):
+    done = subprocess.run(
+        [sys.executable, "-c", LISTING.format(more=more)],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    assert done.returncode == 0, done.stderr
+    imported = done.stderr.split()
+    heavy = {"torch", "typer", "pydantic", "rich.markdown", "pygments", "numpy", "pytest"}
+    assert not heavy & set(imported)
+    assert not [name for name in imported if name.startswith(("rdzv_", "redis", "grpc"))]
+    # It says what the whole command says.
+    whole = CliRunner().invoke(app, ["backends", *more], env={"COLUMNS": "80"})
+    assert done.stdout == whole.stdout

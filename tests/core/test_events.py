@@ -8,11 +8,13 @@ import logging
 import queue
 import threading
 from datetime import datetime, timezone
+from typing import Any
 
 import pytest
 
 from rdzv import plugins
-from rdzv.events import Closed, Completed, Event, Joined, Lost, Observers
+from rdzv.dynamic_rendezvous.document import Change
+from rdzv.events import Closed, Completed, Event, Joined, Lost, Observers, Reopened
 
 LONG = 60.0  # seconds; reached only where a test fails
 
@@ -190,3 +192,55 @@ def test_installed_extensions_become_observers(fake):
     assert len(watcher.seen) == 2
     assert event in watcher.seen
     assert "something" in watcher.seen
+
+
+def test_an_extension_makes_an_observer_for_each_handler_or_is_idle(
+    fake, caplog, threads, monkeypatch
+):
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")  # rdzv-observers may be installed
+    source = """
+        from rdzv import hookimpl
+
+        made = []
+
+        class Idle:
+            @hookimpl
+            def rdzv_observer(self):
+                return None
+
+        class Broken:
+            @hookimpl
+            def rdzv_observer(self):
+                raise RuntimeError("no such folder")
+
+        class Maker:
+            @hookimpl
+            def rdzv_observer(self):
+                made.append([])
+                return made[-1].append
+
+        idle, broken, maker = Idle(), Broken(), Maker()
+    """
+    fake.module("makers", source)
+    fake.add("dist-idle", entries={"idle": "makers:idle"}, group=plugins.EXTENSIONS)
+    assert not Observers.from_extensions().active
+    assert not threads()
+    plugins._extensions = None
+    entries = {"broken": "makers:broken", "maker": "makers:maker"}
+    fake.add("dist-maker", entries=entries, group=plugins.EXTENSIONS)
+    first, second = Observers.from_extensions(), Observers.from_extensions()
+    first.emit(joined(1))
+    second.emit(joined(2))
+    first.close(LONG)
+    second.close(LONG)
+    import makers  # type: ignore[import-not-found]
+
+    assert [[event.round for event in seen] for seen in makers.made] == [[1], [2]]
+    assert "'dist-maker:broken' is left out" in caplog.text
+    assert "no such folder" in caplog.text
+
+
+def test_every_reason_for_another_round_can_be_told_to_observers():
+    counts: dict[str, Any] = dict.fromkeys(Change.__struct_fields__, 1)
+    told = Reopened(run_id="run", node="node", round=1, at=0.0, reason="all", **counts)
+    assert {name: getattr(told, name) for name in counts} == counts

@@ -14,7 +14,11 @@ pytestmark = pytest.mark.skipif(
     "RDZV_TEST_WHEELS" not in os.environ, reason="not run by nox: nothing needs to be installed"
 )
 
-DISTRIBUTIONS = [("rdzv", "rdzv"), ("rdzv-c10d", "rdzv_c10d")]
+DISTRIBUTIONS = [
+    ("rdzv", "rdzv"),
+    ("rdzv-c10d", "rdzv_c10d"),
+    ("rdzv-observers", "rdzv_observers"),
+]
 
 
 @pytest.mark.parametrize(("distribution", "module"), DISTRIBUTIONS)

@@ -396,7 +396,9 @@ def test_each_broken_extension_is_left_out_and_logged_once(fake, caplog):
     with caplog.at_level(logging.WARNING, logger="rdzv"):
         manager = plugins.extensions()
         plugins.extensions()
-    assert [name for name, _ in manager.list_name_plugin()] == ["dist-watcher:watcher"]
+    loaded = [name for name, _ in manager.list_name_plugin()]
+    # Beside those of this test, rdzv-observers may be installed.
+    assert [name for name in loaded if "dist-" in name] == ["dist-watcher:watcher"]
     for name in ("ancient", "crashing", "guessing", "missing"):
         assert caplog.text.count(f"extension '{name}' of dist-{name} 1.0 is left out") == 1
 

@@ -96,7 +96,8 @@ def test_the_settings_of_the_engine_are_described():
 def test_the_described_defaults_of_the_engine_are_those_that_it_has():
     described = {one.name: one.default for one in ENGINE_PARAMETERS}
     signature = inspect.signature(DynamicRendezvousHandler.from_backend)
-    for name in ("keep_alive_interval", "keep_alive_max_attempt", "patience"):
+    ranks = ("rank_policy", "labels", "node_number")
+    for name in ("keep_alive_interval", "keep_alive_max_attempt", "patience", "admission", *ranks):
         assert described.pop(name) == signature.parameters[name].default
     timeouts = RendezvousTimeout()
     for name, default in described.items():

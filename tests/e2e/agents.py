@@ -16,10 +16,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+
+from rdzv.testing.local_server import stop_process
 
 LIMIT = 60.0
 """Seconds until a wait gives up: far beyond what anything takes."""
@@ -141,6 +144,27 @@ dist.destroy_process_group()
 """
 )
 """Makes one or two process groups in a row, and works in the last until ``finish``."""
+
+SAVING_WORKER = (
+    _WORKER_BASE
+    + """
+from datetime import timedelta
+import torch.distributed as dist
+import rdzv
+
+dist.init_process_group("gloo", timeout=timedelta(seconds=30))
+tell("worker", **ME)
+step = 0
+while True:
+    obey()
+    step += 1
+    if step % 10 == 0:
+        tell("step", step=step, **ME)
+        if ME["rank"] == 0 and told(f"save in round {ROUND}"):
+            tell("saved", opens=rdzv.checkpoint_reached(), **ME)
+"""
+)
+"""Works until ``finish``; now and then its rank 0 reaches a checkpoint, once it is told to."""
 
 _OBSERVER = (
     _TELL
@@ -281,9 +305,10 @@ class Agent:
 
     def freeze(self, *, workers: bool = True) -> None:
         """Stop it; its workers too, unless told otherwise."""
-        _signal(self._process.pid, signal.SIGSTOP)
+        stop_process(self._process.pid)
         for pid in children(self._process.pid) if workers else []:
-            _signal(pid, signal.SIGSTOP)
+            with contextlib.suppress(ProcessLookupError):
+                stop_process(pid)
 
     def thaw(self) -> None:
         for pid in self._all():
@@ -517,6 +542,35 @@ class Job:
             ],
             f"the waiting of {agent}",
         )
+
+    def waits_for_checkpoint(self, agent: str) -> None:
+        """Wait until an agent waits for workers to reach a checkpoint."""
+        self.until(
+            lambda: [event for event in self.events("rdzv Waiting", agent) if event["deferred"]],
+            f"the waiting of {agent} for a checkpoint",
+        )
+
+    def works_on(self, found: Round, reports: int = 5) -> None:
+        """Wait until every worker of a round has gone on for some steps."""
+
+        def steps() -> Counter[int]:
+            return Counter(event["pid"] for event in self.events("step"))
+
+        began = steps()
+        self.until(
+            lambda: all(steps()[pid] >= began[pid] + reports for pid in found.pids),
+            f"more steps of round {found.name}",
+        )
+
+    def saves(self, found: Round, *, opens: bool) -> None:
+        """Have a round reach checkpoints until its worker is told whether another one opens."""
+        self.order(f"save in round {found.name}")
+
+        def told() -> list[dict[str, Any]]:
+            saved = self.events("saved")
+            return [e for e in saved if e["round"] == found.name and e["opens"] is opens]
+
+        self.until(told, f"a checkpoint of round {found.name}")
 
     def finish(self, *agents: str) -> None:
         """Let the workers end well, and with them these agents."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from .agents import GLOO_WORKER, PATIENT, Job
+from .agents import GLOO_WORKER, PATIENT, QUICK, SAVING_WORKER, Job
 from .served import SERVED
 
 MakeJob = Callable[..., Job]
@@ -105,6 +105,42 @@ def test_process_groups_follow_one_another_while_the_job_shrinks_and_grows(make:
     job.finish(last, "d")
 
 
+DEFERRED = {**QUICK, "admission": "deferred"}
+
+
+def test_newcomers_are_let_in_at_a_checkpoint_and_at_once_where_a_node_is_lost(
+    make: MakeJob,
+) -> None:
+    job = make(nnodes="2:4", worker=SAVING_WORKER, options=("--max-restarts=1",))
+    job.conf = {**job.conf, "admission": "deferred"}
+    job.start("a", "b")
+    first = job.formed("a", "b")
+    job.saves(first, opens=False)
+    job.revoke(f"save in round {first.name}")
+    job.start("c")
+    job.waits_for_checkpoint("c")
+    job.works_on(first)
+    assert job.rounds() == 1
+    job.saves(first, opens=True)
+    second = job.formed("a", "b", "c")
+    job.start("d")
+    job.waits_for_checkpoint("d")
+    job.works_on(second)
+    assert job.rounds() == 2
+    job.agents["b"].kill()
+    third = job.formed("a", "c", "d")
+    for found in (second, third):
+        assert set(found.restarts.values()) == {0}, job.report()
+    waiting = [event["waiting"] for event in job.events("rdzv Deferred")]
+    assert waiting == [1, 1], job.report()
+    reasons = [event["why"] for event in job.events("rdzv Admitted")]
+    assert reasons == ["workers have reached a checkpoint", "1 node lost"]
+    job.start("unneeded")
+    job.waits_for_checkpoint("unneeded")
+    job.finish("a", "c", "d", "unneeded")
+    assert job.rounds() == 3
+
+
 def test_an_agent_that_is_ended_by_a_signal_leaves_at_once(make: MakeJob) -> None:
     job = make(nnodes="1:3", conf=PATIENT)
     job.start("a", "b", "c")
@@ -179,3 +215,27 @@ def test_process_groups_whose_workers_host_a_store_themselves(make_job: MakeJob)
     third = job.formed(*others, "d")
     assert set(third.restarts.values()) == {0}
     job.finish(*others, "d")
+
+
+def test_a_checkpoint_is_heard_of_where_workers_host_a_store_themselves(make_job: MakeJob) -> None:
+    job = make_job(nnodes="1:2", conf=DEFERRED, worker=SAVING_WORKER, env=OWN_STORE)
+    job.start("a")
+    first = job.formed("a")
+    job.start("b")
+    job.waits_for_checkpoint("b")
+    job.works_on(first)
+    assert job.rounds() == 1
+    job.saves(first, opens=True)
+    job.formed("a", "b")
+    job.finish("a", "b")
+
+
+def test_an_agent_with_another_admission_is_refused(make_job: MakeJob) -> None:
+    job = make_job(nnodes="1:2", conf=DEFERRED)
+    job.start("a")
+    job.formed("a")
+    [other] = job.start("other", admission="immediate")
+    assert other.wait() != 0
+    assert "admission=immediate, but the run has admission=deferred" in other.log
+    job.finish("a")
+    assert job.rounds() == 1

@@ -55,6 +55,7 @@ class Member:
             RendezvousTimeout(**times),
             timedelta(seconds=site.interval),
             site.attempts,
+            site.admission,
         )
         self.handler = DynamicRendezvousHandler(
             settings, "simulated", HashStore(), backend, name, patience, self.process
@@ -82,10 +83,19 @@ class Member:
 class Site:
     """A store, a network, and processes with handlers."""
 
-    def __init__(self, low: int, high: int, *, interval: float = 1.0, attempts: int = 5) -> None:
+    def __init__(
+        self,
+        low: int,
+        high: int,
+        *,
+        interval: float = 1.0,
+        attempts: int = 5,
+        admission: Any = "immediate",
+    ) -> None:
         self.limits = low, high
         self.interval = interval
         self.attempts = attempts
+        self.admission = admission
         self.hub = Hub()
         self.server = Server(self.hub, random.Random(0), Kind.LINEARIZABLE, 0.0)
         self.members: list[Member] = []

@@ -179,6 +179,30 @@ def test_limits_that_contradict_each_other_are_a_state_error():
         decode(Document, data, "here")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"places": "1aaaa"},
+        {"round": 1, "size": 3, "nonce": "n", "chunks": 1, "places": "1aaaa 2bbbb"},
+    ],
+)
+def test_places_that_are_not_those_of_a_round_are_a_state_error(changes):
+    data = json.dumps({**example(), **changes}).encode()
+    with pytest.raises(RendezvousStateError, match="contradicts itself"):
+        decode(Document, data, "here")
+
+
+def test_a_place_is_found_by_its_ticket_and_told_from_another_nodes():
+    changes = {"round": 1, "size": 3, "places": "7abcd 15x___ 5ijkl"}
+    document = decode(
+        Document, json.dumps({**example(), **changes, **PUBLISHED[1]}).encode(), "here"
+    )
+    assert document.place_of(5, "ijklm") == Assigned("ijklm", 2)
+    assert document.place_of(15, "x") == Assigned("x", 1)
+    assert document.place_of(7, "ijklm") == Assigned("abcd", 0)
+    assert document.place_of(6, "ijklm") is None
+
+
 PUBLISHED: tuple[dict[str, Any], ...] = ({}, {"nonce": "n", "chunks": 1})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from rdzv.dynamic_rendezvous.document import Document, Leader, Member, Record
+from rdzv.dynamic_rendezvous.document import Change, Document, Leader, Member, Record
 from rdzv.dynamic_rendezvous.leader import Leading, Settings
 from rdzv.dynamic_rendezvous.messages import (
     DocumentRead,
@@ -170,7 +170,8 @@ def test_a_spare_that_outlives_the_leader_takes_its_place_once_it_was_seen_to_be
     while not world.nodes[1].told(TookOver):
         world.advance(0.1)
     world.advance(2 * INTERVAL)
-    assert world.nodes[1].told(Latched) == [Latched("1 node lost, 1 node waiting to join")]
+    change = Change(lost=1, arrived=1)
+    assert world.nodes[1].told(Latched) == [Latched("1 node lost, 1 node waiting to join", change)]
     rejoin(world)
     assert members(world) == [1, 2]
 

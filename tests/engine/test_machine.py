@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rdzv import RendezvousStateError
-from rdzv.dynamic_rendezvous.document import Record
-from rdzv.dynamic_rendezvous.leader import Settings
+from rdzv.dynamic_rendezvous.document import Change, Leader, Record
+from rdzv.dynamic_rendezvous.leader import Settings, amend
 from rdzv.dynamic_rendezvous.leadership import Entry, Standing, Waiting, assign_ranks
 from rdzv.dynamic_rendezvous.messages import (
     Beat,
@@ -54,7 +54,8 @@ def at(phase: Phase) -> tuple[World, Node]:
         world = formed(2, 2, 2)
         node = world.nodes[1]
     else:
-        world = World(2, 2, 2)
+        # Where places are in the document nobody is seen while it looks for its own.
+        world = World(2, 2, 2, listed=0 if phase is Phase.RANKING else 64)
         node = world.nodes[1]
         if phase is not Phase.IDLE:
             world.nodes[0].holds_master = phase is Phase.BOOTSTRAPPING
@@ -114,7 +115,7 @@ def a_spare_misses_that_a_place_became_free() -> World:
     world.join(late)
     late.paused = True
     world.nodes[1].tell(Leave())
-    rejoin(world, world.nodes[0])
+    world.join(world.nodes[0])
     late.resume()
     world.settle()
     return world
@@ -298,7 +299,7 @@ def test_one_participant_that_comes_back_brings_all_others_back_by_the_latch():
     world = formed(3, 2, 4)
     world.join(world.nodes[2])
     assert [n.machine.latch is not None for n in world.nodes] == [True, True, False]
-    assert world.nodes[0].told(Latched) == [Latched("1 node came back")]
+    assert world.nodes[0].told(Latched) == [Latched("1 node came back", Change(returned=1))]
     rejoin(world)
     world.advance(6)
     assert len(world.rounds[2]) == 3
@@ -319,7 +320,8 @@ def test_a_newcomer_that_fits_is_told_to_all_and_taken_in():
     world = formed(2, 2, 3)
     late = world.add()
     world.join(late)
-    assert [n.told(Latched) for n in world.nodes[:2]] == [[Latched("1 node waiting to join")]] * 2
+    told = Latched("1 node waiting to join", Change(arrived=1))
+    assert [n.told(Latched) for n in world.nodes[:2]] == [[told]] * 2
     assert late.phase is Phase.WAITING
     rejoin(world)
     assert members(world) == [0, 1, 2]
@@ -403,7 +405,7 @@ def test_a_lost_participant_is_told_to_the_survivors_which_form_the_next_round()
     world.nodes[2].kill()
     world.advance(DETECTION)
     survivors = world.nodes[:2]
-    assert [n.told(Latched) for n in survivors] == [[Latched("1 node lost")]] * 2
+    assert [n.told(Latched) for n in survivors] == [[Latched("1 node lost", Change(lost=1))]] * 2
     assert [lost.node.node for lost in world.nodes[0].told(Lost)] == ["node2"]
     assert world.nodes[0].told(Lost)[0].silent >= 3.0
     rejoin(world)
@@ -427,7 +429,7 @@ def test_a_departed_participant_is_told_even_where_too_few_are_left():
     world = formed(2, 2, 2)
     world.nodes[1].tell(Leave())
     world.settle()
-    assert world.nodes[0].told(Latched) == [Latched("1 node left")]
+    assert world.nodes[0].told(Latched) == [Latched("1 node left", Change(left=1))]
 
 
 def test_a_dead_leader_is_replaced_by_exactly_one_and_the_round_re_forms():
@@ -877,7 +879,7 @@ def test_a_withdrawal_that_accepts_nothing_takes_a_member_out():
     node.tell(Withdraw(accept=False))
     assert node.told(Withdrawn)
     world.settle()
-    assert world.nodes[0].told(Latched) == [Latched("1 node left")]
+    assert world.nodes[0].told(Latched) == [Latched("1 node left", Change(left=1))]
 
 
 def test_a_withdrawal_in_the_middle_of_entering_takes_back_what_may_have_been_written():
@@ -935,6 +937,98 @@ def test_an_assignment_to_somebody_else_is_a_state_error():
     node.machine._entered_round = 0
     with pytest.raises(RendezvousStateError, match="which cannot be"):
         node.do([Read()])
+
+
+def reads_of_pieces(world: World) -> list[int]:
+    """How often each node has read its piece."""
+    return [node.requests["ReadPiece"] for node in world.nodes]
+
+
+def test_nodes_of_a_small_round_find_their_places_in_the_document():
+    world = World(4, 4, 4, listed=4)
+    world.join()
+    assert members(world) == [0, 1, 2, 3]
+    spare = world.add()
+    world.join(spare)
+    assert spare.phase is Phase.SPARE
+    assert reads_of_pieces(world) == [0] * 5
+
+
+def test_nodes_of_a_large_round_read_a_piece_each():
+    world = World(4, 4, 4, listed=3)
+    world.join()
+    assert members(world) == [0, 1, 2, 3]
+    assert reads_of_pieces(world) == [0, 1, 1, 1]  # The leader knows.
+
+
+def test_a_node_that_is_in_no_place_of_the_document_waits_on():
+    world = World(3, 2, 2)
+    world.join(*world.nodes[:1])
+    world.nodes[1].pauses_at = world.nodes[2].pauses_at = Enter
+    world.join(*world.nodes[1:])
+    for node in world.nodes[1:]:
+        node.resume()
+    world.settle()
+    assert sorted(node.phase.name for node in world.nodes) == ["MEMBER", "MEMBER", "SPARE"]
+    assert reads_of_pieces(world) == [0] * 3
+
+
+def test_who_looks_for_its_place_once_the_round_is_reopened_reads_its_piece():
+    world = World(3, 3, 3)
+    leader, other, late = world.nodes
+    world.join(leader, other)
+    perform = world.perform
+
+    def pausing(node, action):
+        answer = perform(node, action)
+        if node is late and isinstance(action, Enter):
+            late.paused = True
+        return answer
+
+    world.perform = pausing
+    world.join(late)
+    assert len(world.document.places.split()) == 3
+    other.tell(Leave())
+    world.settle()
+    assert world.document.change is not None
+    assert not world.document.places
+    world.perform = perform
+    assert reads_of_pieces(world) == [0] * 3
+    late.resume()
+    world.settle()
+    assert reads_of_pieces(world) == [0, 0, 1]
+    assert late.machine.rank == 2
+    assert late.machine.latch == str(world.document.change)
+
+
+@pytest.mark.parametrize("listed", [0, 64])
+def test_rank_0_that_does_not_lead_tells_of_its_store_once(listed):
+    world = formed(3, 3, 3, listed=listed)
+    heir = world.nodes[1].machine
+    world.document = amend(world.document, "w", leader=Leader(heir.node, 0.5, 1, heir._slot))
+    world.settle()
+    world.advance(1.0)
+    assert world.leader is world.nodes[1]
+    first = world.nodes[0]
+    first.requests.clear()
+    world.join(world.nodes[2])
+    world.join(first)  # Its store is ready before its rank.
+    world.join(world.nodes[1])
+    world.settle()
+    assert [node.machine.rank for node in world.nodes] == [0, 1, 2]
+    assert first.requests["SwapDocument"] == 1
+    assert {node.phase for node in world.nodes} == {Phase.MEMBER}
+
+
+def test_a_place_in_the_document_of_somebody_else_is_a_state_error():
+    world = formed(2, 2, 2)
+    node = world.nodes[1]
+    first, _ = world.document.places.split()
+    world.document = msgspec.structs.replace(world.document, places=f"{first} 2zzzz")
+    node.machine.phase = Phase.WAITING
+    node.machine._entered_round = 0
+    with pytest.raises(RendezvousStateError, match="'zzzz'.*which cannot be"):
+        node.machine._follow(world.document, world.now)
 
 
 def test_a_part_of_an_assignment_that_is_missing_is_a_state_error():

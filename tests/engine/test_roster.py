@@ -415,6 +415,17 @@ def test_a_backend_that_can_watch_is_waited_on_and_not_polled():
     assert backend.reads == 3
 
 
+def test_who_watches_reads_no_more_often_than_who_polls_however_often_others_write():
+    backend = WatchingMemory(Memory())
+    one, other = session(backend), session(MemoryBackend(backend.memory))
+    token = one.swap(b"first", None).token
+    backend.on_wait = lambda: other.beat(1)
+    backend.reads = 0
+    one.wait(token, 0.6)
+    # Looks are 2 ms apart at first, and then ever further.
+    assert 3 <= backend.reads <= 20
+
+
 def test_records_are_waited_for_where_the_backend_can_watch():
     backend = WatchingMemory(Memory())
     one, other = session(backend), session(MemoryBackend(backend.memory))

@@ -132,9 +132,13 @@ class World:
         last_call: float = 5.0,
         attempts: int = 3,
         along: int = 8,
+        admission: Any = "immediate",
+        listed: int = 64,
     ) -> None:
         self.along = along  # Slots whose counters come along with one another's beats.
-        self.settings = Settings(low, high, last_call, 1.0, attempts)
+        self.settings = Settings(
+            low, high, last_call, 1.0, attempts, admission=admission, listed=listed
+        )
         self.now = 100.0
         self.down = False
         self.lag = 0.0
@@ -264,7 +268,8 @@ class World:
         assert node.machine.node not in members
         assert joined.rank not in {other.rank for other in members.values()}
         assert 0 <= joined.rank < joined.size
-        assert self.settings.min_nodes <= joined.size <= self.settings.max_nodes
+        limits = self.document if self.document.scaled else self.settings
+        assert limits.min_nodes <= joined.size <= limits.max_nodes
         assert {(j.size, j.master) for j in members.values()} <= {(joined.size, joined.master)}
         members[node.machine.node] = joined
 

@@ -317,6 +317,12 @@ def test_a_watch_begins_at_a_revision(client, key):
     assert values(later, 1) == [b"now"]
 
 
+def test_a_watch_says_from_where_on_it_tells(client, key):
+    revision = client.put(key, b"a")
+    assert client.watch(key).since == revision + 1
+    assert client.watch(key, start_revision=revision).since == revision
+
+
 def test_the_events_of_a_transaction_come_together(client, key):
     watch = client.watch(key, prefix_end(key))
     client.txn([], [Put(key + number, number) for number in numbers(10)])

@@ -13,6 +13,7 @@ from rdzv_etcd.seam import EtcdError, Get, Put, UnavailableError
 from rdzv_etcd.server import EtcdServer
 from rdzv_etcd.wire import message
 
+from ..local_servers import LIMIT, eventually
 from .clients import values
 from .servers import debian
 from .wrong_servers import WrongServer, refusing
@@ -151,6 +152,50 @@ def test_a_watch_goes_on_after_the_last_event_that_it_has_seen():
         values(watch, 6)
         client.close()
     assert begun[:3] == [5, 7, 9]
+
+
+def test_a_watch_from_now_on_begins_where_its_member_is_and_goes_on_there():
+    begun: list[int] = []
+
+    def watching(question, context):
+        begun.append(question.create_request.start_revision)
+        response = message("WatchResponse")(created=True)
+        response.header.revision = 41
+        yield response
+        context.abort(grpc.StatusCode.UNAVAILABLE, "broken")
+
+    with WrongServer({"Watch": watching}).running() as wrong:
+        client = EtcdClient(wrong.endpoint)
+        watch = client.watch(b"key")
+        assert watch.since == 42
+        eventually(lambda: len(begun) > 2)
+        client.close()
+    # A revision that is not above all that was written would be told of 100 ms late.
+    assert begun[:3] == [0, 42, 42]
+    assert "Range" not in wrong.asked
+
+
+def test_a_member_that_does_not_begin_a_watch_is_left_for_another(server):
+    ended = threading.Event()
+
+    def watching(question, context):
+        ended.wait(60)
+        yield from ()
+
+    with WrongServer({"Watch": watching}).running() as wrong:
+        client = EtcdClient([wrong.endpoint, server.endpoint], timeout=LIMIT)
+        alone = EtcdClient(wrong.endpoint, timeout=0.3)
+        try:
+            with pytest.raises(UnavailableError, match="does not begin a watch"):
+                alone.watch(b"key")
+            client._timeout = 2.0
+            watch = client.watch(b"key")
+            client.put(b"key", b"1")
+            assert values(watch, 1) == [b"1"]
+        finally:
+            ended.set()
+            client.close()
+            alone.close()
 
 
 def test_only_one_thread_logs_in_when_a_token_is_refused():

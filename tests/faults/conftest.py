@@ -28,6 +28,8 @@ from typing import Any
 
 import pytest
 
+from rdzv.testing.local_server import stop_process
+
 NODES = Path(__file__).with_name("nodes.py")
 
 REQUEST_FORK, REQUEST_REAP = b"F", b"W"
@@ -184,7 +186,8 @@ class Process:
             os.kill(self.pid, number)
 
     def pause(self) -> None:
-        self.signal(signal.SIGSTOP)
+        if self.code is None:
+            stop_process(self.pid)
 
     def wake(self) -> None:
         self.signal(signal.SIGCONT)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import socket
 import time
 import uuid
@@ -145,11 +143,8 @@ def test_a_name_that_does_not_resolve_is_an_error_that_names_it():
 
 def test_a_server_that_accepts_and_never_answers_is_given_up(binary):
     with RedisServer(binary=binary) as frozen:
-        os.kill(frozen.pid, signal.SIGSTOP)
-        try:
-            refused(frozen.endpoint, frozen.endpoint, connect_timeout=0.3, read_timeout=0.3)
-        finally:
-            os.kill(frozen.pid, signal.SIGCONT)
+        frozen.pause()
+        refused(frozen.endpoint, frozen.endpoint, connect_timeout=0.3, read_timeout=0.3)
 
 
 def test_an_eviction_policy_is_warned_of(binary, caplog):

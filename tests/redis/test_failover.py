@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -506,11 +504,11 @@ OUTAGE = 10.0
 
 @contextlib.contextmanager
 def stopped(server: RedisServer) -> Iterator[None]:
-    os.kill(server.pid, signal.SIGSTOP)
+    server.pause()
     try:
         yield
     finally:
-        os.kill(server.pid, signal.SIGCONT)
+        server.resume()
 
 
 @contextlib.contextmanager

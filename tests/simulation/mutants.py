@@ -6,6 +6,7 @@ in the second half are mistakes that the engine has really had, found by simulat
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ from unittest import mock
 
 import msgspec
 
+from rdzv import checkpoints
 from rdzv.dynamic_rendezvous import (
     document,
     driver,
@@ -26,6 +28,7 @@ from rdzv.dynamic_rendezvous import (
     machine,
     messages,
     perform,
+    ranking,
     roster,
 )
 from rdzv.dynamic_rendezvous.backend import HELD
@@ -80,6 +83,25 @@ def some_nodes(
 def a_spare(seed: int) -> Scenario:
     """A full round, and one more node."""
     return some_nodes(seed, Fault(2.0, "join"))
+
+
+def newcomers(seed: int) -> Scenario:
+    """There is room, nodes arrive and leave, and admission is deferred."""
+    chance = random.Random(f"newcomers {seed}")
+    times = [2.0 + chance.uniform(0.0, 0.7) for _ in range(2)]
+    faults = [Fault(2.0, "join"), *(Fault(time, "leave", 3) for time in times)]
+    scenario = some_nodes(seed, *faults, admission="deferred")
+    return msgspec.structs.replace(scenario, max_nodes=5)
+
+
+def scaled_down(seed: int) -> Scenario:
+    """An operator leaves one of three nodes its place."""
+    return some_nodes(seed, Fault(2.0, "scale", value=0.9))
+
+
+def reset_while_it_works(seed: int) -> Scenario:
+    """An operator begins the run anew, whose nodes live."""
+    return some_nodes(seed, Fault(2.0, "reset"))
 
 
 def slow_nodes(seed: int) -> Scenario:
@@ -141,7 +163,7 @@ def success_inferred_from_equal_bytes():
 
 @mutant("silence is measured on the wall clock")
 def wall_clock_liveness():
-    return [(hub.Process, "monotonic", hub.Process.wall_clock)]
+    return [(hub.Process, "monotonic", hub.Process.wall)]
 
 
 @mutant("the document names an assignment that is published afterwards")
@@ -233,6 +255,37 @@ def a_spare_that_counts():
     return [(leadership, "_standing_round", standing)]
 
 
+@mutant("an arrival ends the round at once although admission is deferred", newcomers)
+def arrivals_not_held_up():
+    return [(leadership, "_defer", lambda decision, _checkpoint: decision)]
+
+
+@mutant("nodes wait for a checkpoint, and workers are not asked for one", newcomers)
+def checkpoints_not_asked_for():
+    return [(machine.Machine, "gate", lambda _: None)]
+
+
+@mutant("a newcomer has gone, and workers that were told of a new round wait for it", newcomers)
+def promise_to_workers_forgotten():
+    original: Any = leadership._defer
+
+    def defer(decision, checkpoint):
+        forgotten = isinstance(decision, leadership.Hold)
+        return decision if forgotten else original(decision, checkpoint)
+
+    return [(leadership, "_defer", defer)]
+
+
+@mutant("a checkpoint counts although nobody waits for one", newcomers)
+def checkpoints_counted_unasked():
+    def change(self, before, after):
+        if after == checkpoints.REACHED or self.told == before:
+            self.told = after
+        return self.told == checkpoints.REACHED
+
+    return [(hub.WorkersStore, "change", change)]
+
+
 @mutant("whoever writes the document next opens a closed run again")
 def close_forgotten():
     def amend(before, write, **changes):
@@ -291,6 +344,63 @@ def ranks_given_twice():
         return [messages.Publish(publish.nonce, places, publish.chunks), swap]
 
     return [(leader.Leading, "_complete", complete)]
+
+
+@mutant("the document lists places in the order of tickets, whatever their ranks")
+def places_by_ticket():
+    original: Any = leader.Leading._places
+
+    def places(self, chosen):
+        return original(self, sorted(chosen, key=lambda entry: entry.ticket))
+
+    return [(leader.Leading, "_places", places)]
+
+
+@mutant("places of the round before stay in the document, if as many as now")
+def old_places():
+    original = leader.amend
+
+    def amend(before, write, **changes):
+        if len(before.places.split()) == changes.get("size", before.size):
+            changes["places"] = before.places
+        return original(before, write, **changes)
+
+    return [(leader, "amend", amend)]
+
+
+@mutant("what a rank policy returns is taken as it is")
+def rank_policy_not_checked():
+    original: Any = ranking.checked
+
+    def checked(policy):
+        def assign(entries, leader):
+            known = {entry.node: entry for entry in entries}
+            nodes = [ranking._seen(entry) for entry in entries]
+            return [known[node.node] for node in policy.rank(nodes, leader)]
+
+        return original(policy) if policy is ranking.STICKY else assign
+
+    return [(handler, "checked", checked)]
+
+
+@mutant("topology orders groups as their nodes arrived")
+def groups_by_arrival():
+    def arrived(nodes, leader):
+        return list(ranking._grouped(sorted(nodes, key=lambda node: node.ticket), 0))
+
+    policy = dataclasses.replace(ranking.BUILT_IN["topology"], rank=arrived)
+    return [(ranking.BUILT_IN, "topology", policy)]
+
+
+@mutant("a node that enters again forgets its labels")
+def labels_told_once():
+    original: Any = machine.Machine._record
+
+    def record(self, kind):
+        made = original(self, kind)
+        return made if made.number == 1 else msgspec.structs.replace(made, labels=())
+
+    return [(machine.Machine, "_record", record)]
 
 
 @mutant("a round completes with one node less than min_nodes")
@@ -521,3 +631,24 @@ def the_end_of_a_lease_is_silence():
         silence._silent[node] = 0.0
 
     return _at_the_end_of_a_lease(begin)
+
+
+@mutant("nobody knows any more of a node that had to go as the run was scaled down", scaled_down)
+def surplus_forgotten():
+    original: Any = leadership.Roster.complete
+
+    def complete(self, chosen):
+        for entry in self.those(leadership.Standing.BACK):
+            if entry not in chosen:
+                del self.entries[entry.node]
+        original(self, chosen)
+
+    return [(leadership.Roster, "complete", complete)]
+
+
+@mutant("another life of a run counts its rounds from one again", reset_while_it_works)
+def rounds_counted_anew():
+    def next_round(self, failovers):
+        return max(self.round, failovers * document.ROUNDS_BETWEEN_FAILOVERS) + 1
+
+    return [(document.Document, "next_round", next_round)]

@@ -158,7 +158,9 @@ def test_a_file_of_something_else_is_refused(tmp_path):
 def test_what_a_node_asks_does_not_grow_with_the_number_of_nodes(watch):
     small, large = count(8, watch=watch), count(200, watch=watch)
     if watch:
-        assert small.requests == large.requests == small.most == large.most == 6
+        # Few nodes find their places in the document, many read a piece each.
+        assert small.requests == small.most == 5
+        assert large.requests == large.most == 6
         assert small.leader == large.leader <= 12
     assert large.received < 1.1 * small.received
     assert small.healthy < (1.5 if watch else 6.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeAlias
@@ -10,10 +11,13 @@ from typing import TypeAlias
 import pytest
 from torch.distributed import PrefixStore, Store, TCPStore
 
+from rdzv import simple_store
 from rdzv_etcd.server import EtcdServer
 from rdzv_etcd.store import EtcdStore
 from rdzv_redis.server import RedisServer
 from rdzv_redis.store import RedisStore
+
+from ..local_servers import postgres_server
 
 Open: TypeAlias = Callable[..., Store]
 """Open one more store on the same data, with a timeout in seconds."""
@@ -80,8 +84,71 @@ def open_tcp() -> Open:
     return open_store
 
 
+class SimplestStore(simple_store.SimpleStore):
+    """The example of SimpleStore: values in memory."""
+
+    def __init__(self, values: dict[bytes, bytes], lock: threading.Lock, timeout: timedelta):
+        super().__init__(timeout)
+        self.values, self.lock = values, lock
+
+    def look(self, keys):
+        return [self.values.get(key) for key in keys]
+
+    def update(self, keys, change):
+        with self.lock:
+            for key, value in zip(keys, change(self.look(keys)), strict=True):
+                if value is None:
+                    self.values.pop(key, None)
+                else:
+                    self.values[key] = value
+
+    def keys(self):
+        return list(self.values)
+
+    def clone(self):
+        return SimplestStore(self.values, self.lock, self.timeout)
+
+
+@pytest.fixture
+def open_simple() -> Open:
+    values: dict[bytes, bytes] = {}
+    lock = threading.Lock()
+    return lambda timeout=20.0: SimplestStore(values, lock, timedelta(seconds=timeout))
+
+
+@pytest.fixture
+def open_sqlite(tmp_path_factory) -> Open:
+    pytest.importorskip("rdzv_sqlite")
+    from rdzv_sqlite.database import Database
+    from rdzv_sqlite.store import SqliteStore
+
+    database = Database(str(tmp_path_factory.mktemp("sqlite") / "rdzv.db"), 10.0)
+    return lambda timeout=20.0: SqliteStore(database, "run", timedelta(seconds=timeout))
+
+
+@pytest.fixture(scope="session")
+def postgres_url():
+    server = postgres_server()
+    with server:
+        yield server.url
+
+
+@pytest.fixture
+def open_postgres(postgres_url) -> Open:
+    from rdzv import RendezvousParameters
+    from rdzv_postgres.backend import create_backend
+
+    name = f"run{next(_numbers)}"
+
+    def open_store(timeout: float = 20.0) -> Store:
+        params = RendezvousParameters("postgres", postgres_url, name, 1, 1, timeout=timeout)
+        return create_backend(params)[1]
+
+    return open_store
+
+
 # A further kind of store is a fixture open_<kind> and its name here.
-KINDS = ("tcp", "redis", "etcd")
+KINDS = ("tcp", "redis", "etcd", "simple", "sqlite", "postgres")
 
 
 def _prefixed(open_plain: Open) -> Open:

@@ -45,6 +45,7 @@ class Watched(EtcdClient):
         self.asked: list[str] = []
         self.askers: Counter[int | None] = Counter()
         self.watches: list[tuple[bytes, bytes]] = []
+        self.starts: list[int] = []
         self.opened = threading.Condition()
         self.faults: list[Callable[[Callable[[], seam.Txn]], None] | None] = []
 
@@ -75,6 +76,7 @@ class Watched(EtcdClient):
         with self.opened:
             self.asked.append("watch")
             self.watches.append((key, end))
+            self.starts.append(start_revision)
             self.opened.notify_all()
         return watch
 
@@ -227,6 +229,8 @@ def test_one_who_waits_asks_nothing_until_it_is_woken(watched, store, other):
     thread.join(LIMIT)
     assert answers == [b"1"]
     assert watched.asked == ["range", "watch"]
+    # etcd tells a watch that begins behind its last write nothing for up to 100 ms.
+    assert watched.starts == [0]
 
 
 def test_one_who_waits_in_vain_asks_nothing_either(watched, store):
@@ -239,13 +243,54 @@ def test_what_is_written_between_the_look_and_the_watch_wakes(watched, store, ot
     watch = watched.watch
 
     def late(*arguments):
-        other.set("key", "1")
-        other.delete_key("key")
+        other.set(next(keys), "1")
         return watch(*arguments)
 
+    keys = iter(["key", "other"])
     monkeypatch.setattr(watched, "watch", late)
     store.wait(["key"])
-    assert store.get("key") == b"1"
+    assert store.get("other") == b"1"
+    assert next(keys, None) is None
+
+
+def got_when_set(watched, store, other, value="1") -> list[Any]:
+    """What a get of a key answers that is set once there is a watch."""
+    thread, answers = in_thread(lambda: store.get("key"))
+    watched.wait_for_watches(1)
+    other.set("key", value)
+    thread.join(LIMIT)
+    return answers
+
+
+def test_a_wait_goes_on_through_an_outage_in_which_it_begins(watched, store, other, monkeypatch):
+    watch, failures = watched.watch, iter(range(3))
+
+    def failing(*arguments):
+        if next(failures, None) is not None:
+            raise seam.UnavailableError("no member")
+        return watch(*arguments)
+
+    monkeypatch.setattr(watched, "watch", failing)
+    assert got_when_set(watched, store, other) == [b"1"]
+
+
+def test_a_wait_in_which_no_watch_can_begin_ends_at_its_time(watched, store, monkeypatch):
+    def failing(*arguments):
+        raise seam.UnavailableError("no member")
+
+    monkeypatch.setattr(watched, "watch", failing)
+    with pytest.raises(DistStoreError, match="^wait timeout after 300ms"):
+        store.wait(["key"], SOON)
+
+
+def test_what_a_member_that_is_behind_tells_is_old(watched, store, other, monkeypatch):
+    watch = watched.watch
+    before = other._link.range(seam.Get(b"key"), LIMIT).revision
+    other.set("key", "old")
+    other.delete_key("key")
+    monkeypatch.setattr(watched, "watch", lambda key, end: watch(key, end, before + 1))
+    assert not store.check(["key"])
+    assert got_when_set(watched, store, other, "new") == [b"new"]
 
 
 def test_keys_that_come_in_order_are_watched_one_after_another(watched, store, other):

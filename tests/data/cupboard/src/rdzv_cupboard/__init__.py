@@ -1,0 +1,1 @@
+"""A rendezvous in a folder."""
