@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["FromBytes", "Source"]
+__all__ = ["FromBytes", "FromSeed", "Source"]
 
 T = TypeVar("T")
 
@@ -62,3 +63,21 @@ class FromBytes(Source):
     def text(self, most: int) -> str:
         found: str = self._provider.ConsumeUnicode(self.number(0, most))
         return found
+
+
+class FromSeed(Source):
+    """Makes the choices at random, the same ones for a seed on every machine."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def number(self, low: int, high: int) -> int:
+        return self._random.randint(low, high)
+
+    def blob(self, most: int) -> bytes:
+        return self._random.randbytes(self.number(0, most))
+
+    def text(self, most: int) -> str:
+        # Half of ASCII, which most of what is read is made of.
+        ends = (0x7F, 0x10FFFF)
+        return "".join(chr(self.number(0, self.pick(ends))) for _ in self.times(most))

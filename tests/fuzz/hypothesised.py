@@ -32,11 +32,11 @@ class FromHypothesis(Source):
         return self._data.draw(st.text(st.characters(), max_size=most))
 
 
-def fuzzed(
-    target: Callable[[Source], None], *, examples: int = EXAMPLES, shrink: bool = True
-) -> None:
-    """Run a target on examples: the same ones everywhere, until the target changes."""
-    phases = [Phase.generate, *([Phase.shrink] if shrink else ())]
+def fuzzed(target: Callable[[Source], None], *, examples: int = EXAMPLES) -> None:
+    """Run a target on examples, the same ones while the same modules are loaded.
+
+    Hypothesis draws some of its numbers and texts from the constants of all of them.
+    """
 
     @settings(
         max_examples=examples,
@@ -44,7 +44,7 @@ def fuzzed(
         database=None,
         derandomize=True,
         print_blob=True,
-        phases=phases,
+        phases=[Phase.generate, Phase.shrink],
         # A target may take many choices, or few.
         suppress_health_check=list(HealthCheck),
     )
