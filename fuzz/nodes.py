@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fuzz.stored import Holder, check_message, state
+from fuzz.stored import Holder, Repeatable, check_message, state
 from fuzz.values import EPOCH, ME, assigned, document, members, mutated, record
 from rdzv.dynamic_rendezvous import messages as msg
 from rdzv.dynamic_rendezvous.document import Document, Master, Record, decode, encode
@@ -203,7 +203,7 @@ def over_get_and_set(source: Source) -> None:
         if backend.state is not None:
             backend.replace(mutated(source, backend.state))
 
-    over(source, DocumentSession(backend, threading.Lock()), corrupt)
+    over(source, DocumentSession(backend, threading.Lock(), Repeatable()), corrupt)
 
 
 def over(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,6 +11,7 @@ from rdzv import RendezvousConnectionError, RendezvousStateError
 from rdzv.dynamic_rendezvous.backend import MAX_STATE_BYTES, RendezvousBackend
 from rdzv.dynamic_rendezvous.document import decode, encode
 from rdzv.dynamic_rendezvous.roster import DocumentSession
+from rdzv.dynamic_rendezvous.runtime import Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LONGEST_MESSAGE",
     "Holder",
+    "Repeatable",
     "decoding",
     "document_session",
     "operation",
@@ -60,6 +63,19 @@ def check_message(exc: BaseException) -> None:
     assert 0 < len(str(exc)) <= LONGEST_MESSAGE, f"an error of {len(str(exc))} characters"
 
 
+class Repeatable(Runtime):
+    """The names and numbers that a node makes, the same ones each time a target is run."""
+
+    def __init__(self) -> None:
+        self._names = itertools.count()
+
+    def new_id(self) -> str:
+        return f"{next(self._names):016x}"
+
+    def random(self) -> float:
+        return 0.5
+
+
 class Holder(RendezvousBackend):
     """A backend that holds whatever bytes it was given."""
 
@@ -98,11 +114,7 @@ def state(source: Source) -> bytes:
 
     number, freed = source.number(1, 3), source.pick((0, 0, 1, 2**62))
     tail = freed + number
-    held = {
-        "schema": 1,
-        "write": "w",
-        "document": inner(1, encode(document(source))),
-        "changes": number,
+    roster = {
         "tail": source.pick((tail, tail, tail, 0, 2000)),
         "freed": freed,
         "records": {str(t): inner(2, encode(record(source))) for t in range(freed + 1, tail + 1)},
@@ -114,6 +126,13 @@ def state(source: Source) -> bytes:
             }
         },
     }
+    held = {
+        "schema": 1,
+        "write": "w",
+        "document": inner(1, encode(document(source))),
+        "changes": number,
+        "rosters": {EPOCH: roster},
+    }
     valid = encode(held)
     return hostile(source, valid) if spoiled == 0 else valid
 
@@ -121,7 +140,7 @@ def state(source: Source) -> bytes:
 def document_session(source: Source) -> None:
     """Whatever a backend holds, a session answers, or says that it is no state or lost some."""
     backend = Holder(state(source) if source.number(0, 7) else None)
-    session = DocumentSession(backend, threading.Lock())
+    session = DocumentSession(backend, threading.Lock(), Repeatable())
     session.attach(EPOCH)
     for _ in range(source.number(1, 5)):
         call = operation(source)

@@ -1,10 +1,15 @@
-"""For all tests: TCPStore asks no name server who connects."""
+"""For all tests: none depends on a machine's speed; TCPStore asks no name server who connects."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
+
+from hypothesis import settings
+
+settings.register_profile("rdzv", deadline=None)
+settings.load_profile("rdzv")
 
 # torch's TCPStore looks up the name of everybody who connects, in its only thread. Where the name
 # service is slow, each of thousands of connections could take seconds (README, known limits).

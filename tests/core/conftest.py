@@ -8,13 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from rdzv import api, plugins
-
-# No test depends on how fast a machine is.
-settings.register_profile("rdzv", deadline=None)
-settings.load_profile("rdzv")
 
 
 @dataclass

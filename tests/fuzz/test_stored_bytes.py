@@ -118,8 +118,8 @@ def test_the_error_of_a_decoder_stays_short():
 
 @pytest.mark.parametrize("freed", [b"0", b"9223372036854775807"])
 def test_a_tail_beyond_all_nodes_costs_little(freed):
-    held = b'{"schema":1,"write":"w","document":"{\\"epoch\\":\\"e\\"}","tail":9223372036854775807,'
-    held += b'"freed":' + freed + b"}"
+    held = b'{"schema":1,"write":"w","document":"{\\"epoch\\":\\"e\\"}","rosters":{"e":'
+    held += b'{"tail":9223372036854775807,"freed":' + freed + b"}}}"
     session = DocumentSession(stored.Holder(held), threading.Lock())
     session.attach("e")
     try:
