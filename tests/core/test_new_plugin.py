@@ -73,6 +73,7 @@ def test_its_own_tests_hold_the_conformance_kit_and_real_agents(
     assert counts["xfailed"] == 1, said
 
 
+@pytest.mark.timeout(250)
 def test_it_is_clean_by_its_own_strict_tools(generated: tuple[Path, Path]) -> None:
     project, site = generated
     for tool in (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",)):

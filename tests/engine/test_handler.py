@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import subprocess
 import sys
 import threading
@@ -160,7 +161,7 @@ def test_the_workers_store_can_be_reached_and_is_another_one_each_round(run):
 
 def test_a_store_that_was_ready_in_one_round_is_still_open_in_the_next():
     run = Run("tcp")
-    often = {"interval": 0.1, "attempts": 3}
+    often = {"interval": 0.3, "attempts": 3}
     seldom = often | {"attempts": 100}
     first = run.handler(1, 3, **often)
     second, third = run.handler(1, 3, **seldom), run.handler(1, 3, **often)
@@ -240,11 +241,11 @@ def test_a_spare_of_a_closed_run_is_told_that_it_was_not_needed(run):
 
 def test_a_spare_has_no_deadline(quick):
     join(quick.handler(), quick.handler())
-    spare = quick.handler(join=0.5)
+    spare = quick.handler(join=3)
     waiting = background(spare.next_rendezvous)
     eventually(lambda: phase(spare) is Phase.SPARE, "a spare waits")
     with pytest.raises(TimeoutError):
-        waiting.result(1.5)
+        waiting.result(4)
     quick.handlers[0].set_closed()
     with pytest.raises(RendezvousGracefulExitError):
         waiting.result(LIMIT)
@@ -264,6 +265,13 @@ def test_the_end_of_a_spare_is_noticed_by_nobody(quick):
 # ---------------------------------------------------------------- time is up
 
 
+@pytest.fixture
+def unhurried(monkeypatch):
+    """However slow the machine, there is time to find out who was here."""
+    monkeypatch.setattr("rdzv.dynamic_rendezvous.handler._GRACE", LIMIT)
+
+
+@pytest.mark.usefixtures("unhurried")
 def test_a_timeout_names_the_run_the_time_who_was_here_and_how_many_were_missing(run):
     handlers = [run.handler(4, 4, join=1.5), run.handler(4, 4)]
     background(handlers[1].next_rendezvous)
@@ -271,20 +279,23 @@ def test_a_timeout_names_the_run_the_time_who_was_here_and_how_many_were_missing
     with pytest.raises(RendezvousTimeoutError) as caught:
         handlers[0].next_rendezvous()
     text = str(caught.value)
-    for part in ("'run'", "within 1.", handlers[0].node, handlers[1].node, "2 more", "min_nodes=4"):
+    assert re.search(r"within \d+\.\d s", text)
+    for part in ("'run'", handlers[0].node, handlers[1].node, "2 more", "min_nodes=4"):
         assert part in text
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_timeout_names_the_participants_that_did_not_come_back(quick):
-    handlers = [quick.handler(2, 2, join=1.0), quick.handler()]
+    handlers = [quick.handler(2, 2, join=3), quick.handler()]
     join(*handlers)
     with pytest.raises(RendezvousTimeoutError, match="still to come back") as caught:
         handlers[0].next_rendezvous()
     assert handlers[1].node in str(caught.value)
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_node_whose_time_was_up_is_not_counted_and_may_try_again(quick):
-    first = quick.handler(2, 2, join=0.5)
+    first = quick.handler(2, 2, join=3)
     with pytest.raises(RendezvousTimeoutError, match="only this node"):
         first.next_rendezvous()
     second = quick.handler()
@@ -358,7 +369,8 @@ def test_a_participants_shutdown_closes_the_run_and_ends_the_handler(run):
 
 
 def test_a_node_that_leaves_closes_nothing(run):
-    handlers = [run.handler(1, 2), run.handler(1, 2)]
+    # Long enough for the other one, however late its thread begins.
+    handlers = [run.handler(1, 2, last_call=2), run.handler(1, 2, last_call=2)]
     join(*handlers)
     assert handlers[1].leave()
     eventually(lambda: handlers[0].num_nodes_waiting() >= 1, "the other one is told")
@@ -454,7 +466,7 @@ def test_a_handler_that_is_dropped_leaves_its_run(run):
 
 
 def test_a_handler_that_stops_beating_is_lost_to_the_others(run):
-    handlers = [run.handler(2, 3) for _ in range(3)]
+    handlers = [run.handler(2, 3, last_call=2) for _ in range(3)]
     join(*handlers)
     handlers[2]._driver.stop()
     eventually(lambda: handlers[0].num_nodes_waiting() >= 1, "the loss is noticed")
@@ -486,8 +498,14 @@ def test_a_wall_clock_that_is_wrong_changes_nothing(run, monkeypatch, readings):
         handlers[0]._driver.submit(look)
         eventually(lambda: bool(beats), "the beats are read")
 
+        asked = 1
+
         def more() -> bool:
-            handlers[0]._driver.submit(look)
+            nonlocal asked
+            # One at a time: a node that is kept busy with looks beats late.
+            if len(beats) == asked:
+                asked += 1
+                handlers[0]._driver.submit(look)
             return beats[-1] > beats[0] + 10
 
         eventually(more, "ten more beats")
@@ -524,10 +542,10 @@ def test_a_driver_does_not_look_at_the_wall_clock(quick, monkeypatch):
     ],
 )
 def test_an_argument_out_of_its_range_is_named_with_its_value(quick, changes, told):
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     with pytest.raises(ValueError, match=told):
         quick.unkept(2, 4, **changes)
-    assert threading.active_count() == threads
+    assert set(threading.enumerate()) <= threads
 
 
 def test_the_default_timeouts_are_those_of_torch():

@@ -83,7 +83,7 @@ def test_a_node_of_a_run_tells_its_whole_life_in_order(run, told):
     first, second = run.handler(1, 3), run.handler(1, 3)
     join(first)
     late = background(second.next_rendezvous)
-    eventually(lambda: first.num_nodes_waiting() > 0, "the late node is seen")
+    eventually(lambda: told.of(first.node, Reopened), "the late node is seen, and told of")
     join(first)
     late.result(LIMIT)
     first.set_closed()
@@ -103,7 +103,7 @@ def test_a_node_of_a_run_tells_its_whole_life_in_order(run, told):
 
 
 def test_a_loss_tells_how_long_the_node_was_silent_and_the_news_what_happened(run, told):
-    handlers = [run.handler(2, 3, interval=0.1, attempts=3) for _ in range(3)]
+    handlers = [run.handler(2, 3, interval=0.3, attempts=3, last_call=2) for _ in range(3)]
     infos = join(*handlers)
     by_rank = dict(zip([info.rank for info in infos], handlers, strict=True))
     victim = by_rank[2]
@@ -115,8 +115,8 @@ def test_a_loss_tells_how_long_the_node_was_silent_and_the_news_what_happened(ru
     [lost] = [event for h in others for event in told.of(h.node, Lost)]
     assert isinstance(lost, Lost)
     assert lost.lost == (victim.node,)
-    # The leader counts on its own clock; 0.3 s is what the settings say.
-    assert 0.29 < lost.silent < LIMIT
+    # The leader counts on its own clock; 0.9 s is what the settings say.
+    assert 0.89 < lost.silent < LIMIT
     for handler in others:
         [news] = told.of(handler.node, Reopened)
         assert isinstance(news, Reopened)
@@ -133,7 +133,8 @@ def test_the_last_call_tells_how_many_are_here_and_how_long_it_takes(run, told):
     assert called.nodes == 1
     assert called.seconds == pytest.approx(0.3)
     assert isinstance(completed, Completed)
-    assert completed.at - called.at >= 0.29
+    # Told when it has been decided, and so a moment late.
+    assert completed.at - called.at > 0.2
     [joined] = told.of(first.node, Joined)
     assert completed.seconds == pytest.approx(completed.at - joined.at, abs=0.2)
 
@@ -213,11 +214,8 @@ def test_observers_that_raise_or_block_disturb_no_run(install, told, caplog):
 def test_without_observers_no_event_is_made(monkeypatch):
     made: list[str] = []
 
-    def note() -> str:
-        made.append("an event")
-        return ""
-
-    monkeypatch.setattr(events, "_wall_time", note)
+    for kind in Event.__subclasses__():
+        monkeypatch.setattr(kind, "__init__", lambda self, **_: made.append(type(self).__name__))
     monkeypatch.setattr(
         events.Observers, "from_extensions", classmethod(lambda cls: events.Observers())
     )

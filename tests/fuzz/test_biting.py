@@ -30,7 +30,9 @@ DEFECTS = {
     "a ticket is looked up where it need not be": (
         stored.document_session,
         lambda patch: patch.setattr(
-            roster.DocumentSession, "beats", lambda self, slots: {s: self._get_roster().beats[s] for s in slots}
+            roster.DocumentSession,
+            "beats",
+            lambda self, slots: {s: self._get_roster().beats[s] for s in slots},
         ),
     ),
     "any text is a counter": (

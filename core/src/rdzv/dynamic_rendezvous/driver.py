@@ -485,6 +485,8 @@ class Driver:
         if isinstance(action, OpenMaster):
             self._runtime.thread(self._prepare_master, "rdzv-master").start()
             return
+        # Before a caller is woken, who may tell more.
+        self._notify(action)
         with self._changed:
             if isinstance(action, Joined):
                 self._master = self._masters.pop(action.master, None)
@@ -496,7 +498,6 @@ class Driver:
             self._wake()
         if isinstance(action, TookOver | Latched):
             log.debug("%s: %s", self.machine.phase.name, action)
-        self._notify(action)
 
     def _prepare_master(self) -> None:
         try:
