@@ -349,7 +349,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.agents: dict[str, Agent] = {}
-        self._known: set[str] = set()
+        self._known: set[int] = set()
         self._stores: list[subprocess.Popen[str]] = []
         self._wires: list[Wire] = []
         self._events = self.folder / "events.jsonl"
@@ -509,30 +509,47 @@ class Job:
     def formed(self, *agents: str) -> Round:
         """Wait for a round that was not seen yet, of just these agents, all workers running."""
 
-        def look() -> Round | None:
-            rounds: dict[str, dict[int, dict[str, Any]]] = {}
-            for worker in self.events("worker"):
-                rounds.setdefault(worker["round"], {})[worker["rank"]] = worker
-            for name, workers in rounds.items():
-                if name in self._known:
+        def look() -> tuple[int, Round] | None:
+            for number, found in enumerate(self._rounds()):
+                if number in self._known:
                     continue
-                found = Round(name, [workers[rank] for rank in sorted(workers)])
                 if set(found.agents) == set(agents) and all(
-                    worker["world"] == len(workers) for worker in found.workers
+                    worker["world"] == len(found.workers) for worker in found.workers
                 ):
-                    return found
+                    return number, found
             return None
 
-        found = self.until(look, f"a round of {', '.join(agents)}")
-        assert found is not None
-        self._known.add(found.name)
+        there = self.until(look, f"a round of {', '.join(agents)}")
+        assert there is not None
+        number, found = there
+        self._known.add(number)
         assert [worker["rank"] for worker in found.workers] == list(range(len(found.workers)))
         assert {worker["group_world"] for worker in found.workers} == {len(agents)}
         return found
 
     def rounds(self) -> int:
         """How many rounds have begun to work."""
-        return len({worker["round"] for worker in self.events("worker")})
+        return len(self._rounds())
+
+    def _rounds(self) -> list[Round]:
+        """All rounds, in the order in which they began to work, of the workers seen so far.
+
+        They are named by their master's address, whose port a later one may get again.
+        """
+        found: list[Round] = []
+        latest: dict[str, Round] = {}
+        for worker in self.events("worker"):
+            name = worker["round"]
+            known = latest.get(name)
+            if known is None or any(
+                each["rank"] == worker["rank"] or each["world"] != worker["world"]
+                for each in known.workers
+            ):
+                known = latest[name] = Round(name, [])
+                found.append(known)
+            known.workers.append(worker)
+            known.workers.sort(key=lambda each: each["rank"])
+        return found
 
     def waits(self, agent: str, *, spare: bool) -> None:
         """Wait until an agent waits for a round to come, as a spare or not."""

@@ -44,7 +44,8 @@ def test_restarts_are_used_up_by_a_nodes_own_workers_alone(make_job):
 def test_workers_that_fail_because_others_restart_for_a_newcomer_use_no_restart_up(make_job):
     job = make_job(nnodes="2:3", options=ONE_RESTART)
     job.start("a")
-    job.start("slow", options=("--monitor-interval=4",))
+    # So seldom that its worker has failed before it looks, however long the newcomer starts.
+    job.start("slow", options=("--monitor-interval=12",))
     first = job.formed("a", "slow")
     joined = len(job.events("rdzv Joined", "a"))
     job.start("new")

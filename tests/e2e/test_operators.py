@@ -38,7 +38,10 @@ def test_a_job_is_looked_at_scaled_up_and_down_and_closed_while_it_runs(make_job
         ("member", 1),
         ("spare", None),
     ]
-    assert {n["liveness"] for n in found["nodes"]} <= {"beating", "lease held"}
+    job.until(
+        lambda: {n["liveness"] for n in status(job)["nodes"]} <= {"beating", "lease held"},
+        "a sign of life of each",
+    )
     rdzv(job, "scale", "--max", "3")
     second = job.formed("a", "b", "c")
     assert second.agents[:2] == first.agents, "who stays keeps its rank"

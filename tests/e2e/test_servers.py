@@ -76,9 +76,14 @@ def test_no_worker_notices_that_a_server_that_keeps_its_data_is_away_for_ten_sec
     job.formed("a", "b", "c")
     job.agents["a"].kill()
     job.formed("b", "c")
-    numbers = [event["round"] for event in job.events("rdzv Completed", "b")]
     later = max(lasting.after_restart, 1)
-    assert numbers == [1, later + 1, later + 2]
+    job.until(
+        lambda: (
+            [event["round"] for event in job.events("rdzv Completed", "b")]
+            == [1, later + 1, later + 2]
+        ),
+        "the rounds' numbers",
+    )
     job.finish("b", "c")
 
 

@@ -40,7 +40,8 @@ def test_the_timeline_of_a_job_that_loses_a_node_and_grows_agrees_with_what_happ
     assert not read.problems
     assert read.files == 4
     [run] = runs_of(read.lines)
-    assert not run.clocks.corrected
+    # It is one clock; a node may hear of a round late.
+    assert all(abs(seconds) < 1 for seconds in run.clocks.corrected.values())
 
     # Before the kill two agents may have been a round without the third.
     formings = run.formings[-3:]

@@ -22,7 +22,7 @@ from rdzv_redis import RedisServer
 
 from ..groups import Group
 
-QUICK = {"keep_alive_interval": 0.2, "keep_alive_max_attempt": 5, "last_call_timeout": 0.3}
+QUICK = {"keep_alive_interval": 0.4, "keep_alive_max_attempt": 5, "last_call_timeout": 0.3}
 
 
 @dataclass
@@ -111,12 +111,10 @@ def servers() -> Iterator[Callable[[str], Site]]:
             if kind == "tcp":
                 store = stack.enter_context(hosted_store())
                 return Site("c10d", f"127.0.0.1:{store.port}", {"is_host": False}, store)
-            server = RedisServer() if kind == "redis" else EtcdServer()
+            server = RedisServer() if kind == "redis" else EtcdServer(durable=False)
             server.start()
             stack.callback(server.stop)
-            # etcd has no shorter leases.
-            longer = {} if kind == "redis" else {"keep_alive_interval": 0.4}
-            return Site(kind, server.endpoint, longer)
+            return Site(kind, server.endpoint)
 
         def get(kind: str) -> Site:
             if kind not in known:

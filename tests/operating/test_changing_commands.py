@@ -114,7 +114,7 @@ def test_a_higher_minimum_disturbs_no_round_that_stands(tcp):
     assert "Round 1 stands with 2 nodes; the next one needs 1 more." in said
     assert [handler.num_nodes_waiting() for handler in handlers] == [0, 0]
     # An error names the limits that hold, not those that the node was started with.
-    [late] = tcp.group.add(1, 1, 2, join_timeout=0.5)
+    [late] = tcp.group.add(1, 1, 2, join_timeout=2)
     handlers[0].leave()
     eventually(handlers[1].num_nodes_waiting)
     with pytest.raises(Exception, match="needed for min_nodes=3"):
