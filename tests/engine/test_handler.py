@@ -383,6 +383,50 @@ def test_shutdown_of_a_handler_that_never_did_anything_works(quick):
     assert quick.handler().shutdown()
 
 
+def test_a_join_that_is_just_being_begun_is_taken_back_by_the_departure(quick, monkeypatch):
+    # Whose silence nobody here has time for.
+    handler = quick.handler(1, 2, interval=30)
+    driver = handler._driver
+    rest = driver.rest
+
+    def rest_later(seconds):
+        eventually(lambda: driver.machine.document is not None, "the join goes on meanwhile")
+        return rest(seconds)
+
+    monkeypatch.setattr(driver, "rest", rest_later)
+    with driver._deciding:
+        joining = background(handler.next_rendezvous)
+        eventually(lambda: driver._obeys, "the join is in the thread's hands")
+        leaving = background(handler.leave)
+        eventually(lambda: handler._leaver.left, "the other call has begun")
+    assert leaving.result(LIMIT)
+    with pytest.raises(RendezvousClosedError, match="has left"):
+        joining.result(LIMIT)
+    assert join(quick.handler(1, 2))[0].world_size == 1
+
+
+def test_a_join_that_was_not_begun_does_not_hold_a_departure_up(quick):
+    handler = quick.handler()
+    driver = handler._driver
+    busy, go_on = threading.Event(), threading.Event()
+
+    def keep_busy(_) -> None:
+        busy.set()
+        go_on.wait(LIMIT)
+
+    driver.submit(keep_busy)
+    busy.wait(LIMIT)
+    joining = background(handler.next_rendezvous)
+    eventually(lambda: driver._commands, "the join is waiting for its turn")
+    leaving = background(handler.leave)
+    eventually(lambda: not driver._commands or driver.stopped, "it is taken back")
+    go_on.set()
+    assert leaving.result(LIMIT)
+    with pytest.raises(RendezvousClosedError, match="has left"):
+        joining.result(LIMIT)
+    assert quick.memory.state is None, "nobody has begun a run"
+
+
 def test_only_one_thread_at_a_time_may_join(quick):
     handler = quick.handler()
     first = background(handler.next_rendezvous)

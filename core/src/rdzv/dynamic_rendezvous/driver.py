@@ -106,6 +106,8 @@ class Driver:
         """Guards all below."""
         self._waiters: list[tuple[threading.Condition, Callable[[], bool]]] = []
         self._commands: deque[Stimulus | Callable[[Session], None]] = deque()
+        self._obeys = False
+        """Whether the ops thread is about to take a command to the machine, or at it."""
         self._outcomes: dict[type[object], object] = {}
         self._stopped = False
         # In order, so that a simulation closes them in the same one every time.
@@ -142,6 +144,12 @@ class Driver:
         with self._changed:
             self._commands.append(command)
             self._wake()
+
+    def recall(self) -> bool:
+        """Take back the commands that are not begun; returns whether one is."""
+        with self._changed:
+            self._commands.clear()
+            return self._obeys
 
     def forget(self, *kinds: type[A]) -> None:
         """Forget earlier outcomes of these kinds."""
@@ -382,12 +390,17 @@ class Driver:
         # In a frame of its own: a command that stayed in the idle thread's would keep
         # alive what it refers to. Where the connection breaks, the machine knows by its
         # phase what was begun.
-        command = self._commands.popleft() if self._commands else Tick()
-        if callable(command):
-            command(session)
-            self._tell()
-        elif not self._stopped:
-            self._step(session, command)
+        with self._changed:
+            command = self._commands.popleft() if self._commands else Tick()
+            self._obeys = not callable(command) and not isinstance(command, Tick)
+        try:
+            if callable(command):
+                command(session)
+                self._tell()
+            elif not self._stopped:
+                self._step(session, command)
+        finally:
+            self._obeys = False
 
     def _watch(self, session: Session) -> None:
         session.listen(self.machine.token)

@@ -90,7 +90,8 @@ class Leaver:
         until = self._runtime.monotonic() + seconds
         driver.forget(Departed)
         done = True
-        if driver.machine.phase is not Phase.IDLE or driver.machine.leading is not None:
+        # Another thread may have begun to join a moment ago.
+        if self._takes_part() or driver.recall() or self._takes_part():
             driver.submit(Leave())
             done = driver.wait(lambda: driver.outcome(Departed) is not None, lambda: until)
         if done and isinstance(self._backend, SessionBackend) and self._backend.is_host:
@@ -99,6 +100,10 @@ class Leaver:
         self._come_to_rest()
         self._has_left()
         return done and driver.error is None
+
+    def _takes_part(self) -> bool:
+        machine = self._driver.machine
+        return machine.phase is not Phase.IDLE or machine.leading is not None
 
     def _linger(self, seconds: float) -> None:
         """Stay while others need the store that this process hosts."""
