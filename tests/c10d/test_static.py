@@ -113,7 +113,7 @@ def test_a_port_in_use_is_said_to_be_so():
 
 
 def test_a_missing_node_is_waited_for_until_the_timeout_only():
-    handler = make(f"127.0.0.1:{free_port()}", 2, rank=0, timeout=0.2)
+    handler = make(f"127.0.0.1:{free_port()}", 2, rank=0, timeout=1)
     with pytest.raises(RendezvousTimeoutError, match=r"Not all 2 nodes came .*1/2 clients joined"):
         handler.next_rendezvous()
 

@@ -167,7 +167,7 @@ class Hangs(memory.MemoryBackend):
 class TestMine(BackendContract):
     @pytest.fixture
     def deployment(self):
-        return memory.deployment(Hangs, limit=0.2)
+        return memory.deployment(Hangs, limit=1.0)
 """,
         tests="nothing_before",
     )

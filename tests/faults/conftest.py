@@ -8,6 +8,7 @@ with room for a machine that has much else to do.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import json
 import os
@@ -208,6 +209,18 @@ class Process:
         return self.code
 
 
+def is_free(path: str) -> bool:
+    """Whether nobody holds the lock of a file."""
+    if not os.path.exists(path):
+        return True
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
 @dataclass
 class Cluster:
     """The processes of one test, and what has to hold of all that they announce."""
@@ -344,6 +357,22 @@ class Cluster:
             time.sleep(0.01)
         story = "\n".join(node.story() for node in nodes)
         raise AssertionError(f"nobody took the lead:\n{story}")
+
+    def pause(self, node: Process) -> None:
+        """Stop it where it does not hold a FileStore's lock, which would stop all others too."""
+        while True:
+            node.pause()
+            if self.settings.get("store_type") != "file" or is_free(self.endpoint):
+                return
+            node.wake()
+
+    def kill(self, node: Process) -> None:
+        """Kill it, but not within a write to a FileStore.
+
+        Half a record, once it is in the file, holds up all who read it, for ever.
+        """
+        self.pause(node)
+        node.kill()
 
     def check(self, min_nodes: int | None = None, max_nodes: int | None = None) -> None:
         """What is promised of every history, on all that the nodes of the run have announced."""

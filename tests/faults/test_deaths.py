@@ -15,7 +15,7 @@ def test_node_killed_before_the_round_holds_up_nobody(anywhere: Cluster) -> None
     first, second, doomed = anywhere.open(3, 2, 4, last_call_timeout=3)
     anywhere.enter(doomed)  # Even the first, which leads.
     first.tell("live")
-    doomed.kill()
+    anywhere.kill(doomed)
     second.tell("live")
     anywhere.settle([first, second])
 
@@ -31,7 +31,7 @@ def test_node_killed_before_the_round_does_not_count_for_the_minimum(cluster: Cl
 def test_survivors_of_a_death_form_a_smaller_round(anywhere: Cluster) -> None:
     first, second, doomed = anywhere.live(3, 2, 3)
     before = anywhere.joined(first)
-    doomed.kill()
+    anywhere.kill(doomed)
     first.logged("was lost")
     anywhere.settle([first, second], above=before["round"])
     assert anywhere.joined(first)["rank"] == 0
@@ -43,7 +43,7 @@ def test_survivors_of_a_death_form_a_smaller_round(anywhere: Cluster) -> None:
 def test_death_of_the_leader_is_noticed_by_its_successor(anywhere: Cluster) -> None:
     doomed, second, third = anywhere.live(3, 2, 3)
     round_ = anywhere.joined(second)["round"]
-    doomed.kill()
+    anywhere.kill(doomed)
     anywhere.settle([second, third], above=round_)
     assert anywhere.joined(second)["rank"] == 0
 
@@ -75,7 +75,7 @@ def test_spare_takes_the_place_of_the_dead(anywhere: Cluster) -> None:
     round_ = anywhere.joined(first)["round"]
     # Its presence restarts nobody: the same round stands until one dies.
     assert first.ask("waiting", "waiting")["count"] == 0
-    doomed.kill()
+    anywhere.kill(doomed)
     assert anywhere.settle([first, spare], above=round_) == round_ + 1
 
 
@@ -84,6 +84,7 @@ def test_spares_wait_beyond_their_deadline_and_go_in_peace(cluster: Cluster) -> 
     spare, brief = cluster.open(2, 2, 2, join_timeout=1)
     (late,) = cluster.open(1, 2, 2, join_timeout=1)
     spare.tell("join")
+    spare.ask("see_entered", "entered")
     brief.tell("join")
     round_ = cluster.joined(first)["round"]
     # One of the spares dies: nobody notices.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import threading
 from typing import TYPE_CHECKING
 
@@ -13,28 +12,10 @@ SLACK = 8.0
 """Seconds by which a call may miss its deadline: two are promised, a busy machine adds more."""
 
 
-def pause_between_requests(node: Process, cluster: Cluster) -> None:
-    """Stop it where it does not hold a FileStore's lock, which would stop all others as well."""
-    while True:
-        node.pause()
-        if cluster.settings.get("store_type") != "file" or is_free(cluster.endpoint):
-            return
-        node.wake()
-
-
-def is_free(path: str) -> bool:
-    with open(path, "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-
 def test_node_that_was_taken_for_dead_is_fenced(anywhere: Cluster) -> None:
     first, second, sleeper = anywhere.live(3, 2, 3)
     round_ = anywhere.joined(sleeper)["round"]
-    pause_between_requests(sleeper, anywhere)
+    anywhere.pause(sleeper)
     without = anywhere.settle([first, second], above=round_)
     sleeper.wake()
     # It finds that others have gone on, gives up its round, and comes back as one that waits.
@@ -67,7 +48,7 @@ def test_fenced_node_keeps_its_latch_until_it_joins_again(cluster: Cluster) -> N
 def test_leader_that_wakes_evicts_nobody(anywhere: Cluster) -> None:
     leader, second, third = anywhere.live(3, 2, 3)
     round_ = anywhere.joined(leader)["round"]
-    pause_between_requests(leader, anywhere)
+    anywhere.pause(leader)
     without = anywhere.settle([second, third], above=round_)
     anywhere.new_leader([second, third])
     leader.wake()

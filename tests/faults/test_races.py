@@ -25,7 +25,7 @@ def test_all_at_once(anywhere: Cluster, seed: int) -> None:
     commands.insert(chance.randrange(3, 7), (leaver, "leave"))
     for node, command in commands:
         node.tell(command)
-    doomed.kill()
+    anywhere.kill(doomed)
     assert leaver.expect("over")["how"] in ENDS
     # Before another comes, who could take the place of one that is slow.
     for node in others[:2]:

@@ -290,12 +290,12 @@ def backend_of(run: Group, **settings: Any) -> RedisRendezvousBackend:
 
 def test_a_change_counts_once_the_replica_has_confirmed_it(group):
     with replicated(1) as (master, replica):
-        run = group(master.endpoint, wait_replicas=1)
+        run = group(master.endpoint, wait_replicas=1, read_timeout=6)
         session = backend_of(run).open_session()
         swap = session.swap(b"{}", None)
         assert swap.won
         assert document(replica.client(), run) == b"{}"
-        others = group(master.endpoint, wait_replicas=1)
+        others = group(master.endpoint, wait_replicas=1, read_timeout=6)
         others.formed(2, 2, 2)
         others.shutdown()
         replica.kill()
@@ -305,7 +305,7 @@ def test_a_change_counts_once_the_replica_has_confirmed_it(group):
 
 def test_a_change_on_a_cluster_counts_once_the_replica_has_confirmed_it(group):
     with cluster(with_replicas=True) as six:
-        run = group(six.endpoint, wait_replicas=1, failover="accept")
+        run = group(six.endpoint, wait_replicas=1, failover="accept", read_timeout=6)
         session = backend_of(run).open_session()
         swap = session.swap(b"{}", None)
         assert swap.won

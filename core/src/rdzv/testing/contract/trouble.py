@@ -193,7 +193,10 @@ class TroubleContract(Contract):
     def test_a_silent_server_holds_no_call_up_for_ever(self, run: Run) -> None:
         """Where the server answers nothing, every call of the handler ends by its deadline."""
         with _troubled(run) as (inner, faults):
-            nodes = [node(inner, 1, 2, join_timeout=_SOON, close_timeout=_SOON) for _ in range(2)]
+            nodes = [
+                node(inner, 1, 2, close_timeout=_SOON),
+                node(inner, 1, 2, close_timeout=_SOON, join_timeout=_SOON),
+            ]
             complete(inner, nodes[0])
             with faults.during("freeze", "thaw"):
                 for what, call in (
