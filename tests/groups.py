@@ -50,7 +50,9 @@ class Group:
 
     def formed(self, count: int, least: int, most: int) -> list[RendezvousHandler]:
         """So many new nodes, in a round."""
-        handlers = self.add(count, least, most)
+        # Where fewer would do, the others have time to come, however late their threads begin.
+        patient = {"last_call_timeout": 2} if count > least else {}
+        handlers = self.add(count, least, most, **patient)
         assert_one_group(places(joining(*handlers)), count)
         return handlers
 

@@ -378,7 +378,8 @@ def test_another_member_stands_in_for_one_that_fails(whole, key, role, how):
         # once more before it is held up.
         assert client.range(Get(key)).kvs[0].value == b"before"
         eventually(lambda: client.put(key, b"after"))
-        assert values(watch, 1) == [b"after"]
+        # Put twice, perhaps, where the first answer was lost.
+        assert set(values(watch, 1)) == {b"after"}
 
 
 def test_the_leader_of_a_connected_member_fails(whole, key):

@@ -148,11 +148,12 @@ def test_a_member_that_goes_as_the_last_node_comes_leaves_one_group(cluster, gro
 
 def test_a_leader_that_wakes_changes_nothing(cluster, client, group):
     endpoint, victim = chosen(cluster, "their member, which leads")
-    run = group(endpoint)
+    # Leases that outlive the pause: these versions of etcd may revoke others that have ended for
+    # the former leader alone (etcd's issue 15247; the README says so).
+    run = group(endpoint, keep_alive_max_attempt=20)
     handlers = run.formed(3, 3, 3)
     cluster.pause(victim)
     # Another one leads, and nodes have gone on with it.
-    run.wait_for_beats(client)
     assert assert_one_group(places(joining(*handlers)), 3) == 2
     cluster.resume(victim)
     cluster.leader()
@@ -314,7 +315,8 @@ def test_nodes_that_wait_while_all_leases_end_form_a_round_of_all(server, one, g
 @both
 @pytest.mark.parametrize("count", [2, 3])
 def test_leases_that_somebody_ended_are_made_anew(server, one, group, count):
-    run = group(server.endpoint, last_call_timeout=LIMIT)
+    # Long leases: none is older than one when they end, which would be a death.
+    run = group(server.endpoint, last_call_timeout=LIMIT, keep_alive_max_attempt=30)
     handlers = run.add(count, 2, 3)
     futures = joining(*handlers)
     eventually(lambda: len(run.leases(one)) == count)

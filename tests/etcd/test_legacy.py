@@ -199,7 +199,7 @@ def test_an_argument_that_cannot_be_is_refused_at_once(client, run_id, arguments
 
 
 def test_three_form_rounds_one_after_another_and_each_has_a_store_of_its_own(make):
-    handlers = [make(2, 3) for _ in range(3)]
+    handlers = [make(2, 3, last_call_timeout=2) for _ in range(3)]
     for number in ("1", "2", "3"):
         found = joined(*handlers)
         stores = [info.store for info in found]
@@ -213,7 +213,7 @@ def test_three_form_rounds_one_after_another_and_each_has_a_store_of_its_own(mak
 
 
 def test_two_go_on_when_the_third_has_left_and_take_it_back(make):
-    first, second, third = (make(2, 3) for _ in range(3))
+    first, second, third = (make(2, 3, last_call_timeout=2) for _ in range(3))
     joined(first, second, third)
     # As where its agent was told to end.
     third._rdzv_impl.handler.leave()
@@ -227,7 +227,7 @@ def test_two_go_on_when_the_third_has_left_and_take_it_back(make):
 
 
 def test_two_go_on_when_the_third_has_died(make):
-    first, second, third = (make(2, 3) for _ in range(3))
+    first, second, third = (make(2, 3, last_call_timeout=2) for _ in range(3))
     joined(first, second, third)
     third._rdzv_impl.handler._driver.stop()
     eventually(lambda: first.num_nodes_waiting() and second.num_nodes_waiting())

@@ -505,7 +505,7 @@ def test_adding_beyond_64_bits_is_a_store_error(store, other):
 def test_a_server_that_is_not_there_is_a_network_error_without_the_password():
     with EtcdServer(durable=False) as server:
         client = opened(server, username="eve", password="hush-hush", timeout=0.5)
-        store = EtcdStore(client, "x", SOON, retry_timeout=timedelta(seconds=0.1))
+        store = EtcdStore(client, "x", SOON, retry_timeout=timedelta(seconds=1))
         store.set("key", "1")
     operations: list[Callable[[], object]] = [
         lambda: store.set("key", "1"),

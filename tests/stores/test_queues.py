@@ -9,6 +9,8 @@ import pytest
 from torch.distributed import DistStoreError, QueueEmptyError
 
 LIMIT = 20.0
+QUICK = 2.9
+"""Seconds; no store that has to look by itself looks within them."""
 
 
 def test_what_was_pushed_first_comes_first(whole):
@@ -83,10 +85,10 @@ def test_each_item_goes_to_one_of_those_who_wait(open_whole):
 
 
 def test_a_push_wakes_who_waits_for_the_key(open_whole):
-    waiter = open_whole()
+    waiter, writer = open_whole(), open_whole()
     thread = threading.Thread(target=lambda: waiter.wait(["queue"]))
     start = time.monotonic()
     thread.start()
-    open_whole().queue_push("queue", "x")
+    writer.queue_push("queue", "x")
     thread.join(LIMIT)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < QUICK

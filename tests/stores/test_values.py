@@ -12,6 +12,8 @@ from torch.distributed import DistError, DistStoreError
 ALL_BYTES = bytes(range(256)) * 3
 SOON = timedelta(milliseconds=200)
 LIMIT = 20.0
+QUICK = 2.9
+"""Seconds; no store that has to look by itself looks within them."""
 
 
 @pytest.mark.parametrize("value", ["text", "", "é", b"\x00\xff", b"", bytearray(b"x"), ALL_BYTES])
@@ -274,14 +276,15 @@ def test_every_way_of_writing_a_key_wakes_who_waits_for_it(open_store, write):
         threading.Thread(target=lambda: found.append(waiters[1].multi_get(["key"]))),
         threading.Thread(target=lambda: found.append(waiters[2].wait(["key"]))),
     ]
+    writer = open_store()
     start = time.monotonic()
     for thread in threads:
         thread.start()
-    write(open_store())
+    write(writer)
     for thread in threads:
         thread.join(LIMIT)
     assert sorted(map(str, found)) == sorted(map(str, [b"1", [b"1"], None]))
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < QUICK
 
 
 def test_keys_that_come_one_by_one_in_any_order_are_all_waited_for(open_store):

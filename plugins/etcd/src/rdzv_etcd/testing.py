@@ -66,6 +66,8 @@ class EtcdCluster:
         self._settings: dict[str, str | int | bool] = {
             "election-timeout": round(election_timeout * 1000),
             "heartbeat-interval": round(heartbeat_interval * 1000),
+            # As etcd 3.5 has it by itself: who comes back does not depose a leader that is well.
+            "pre-vote": True,
             **(settings or {}),
         }
         self._tls = tls
