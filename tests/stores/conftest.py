@@ -22,6 +22,9 @@ from ..local_servers import postgres_server
 Open: TypeAlias = Callable[..., Store]
 """Open one more store on the same data, with a timeout in seconds."""
 
+QUICK = 2.9
+"""Seconds; no store that has to look by itself looks within them."""
+
 _numbers = itertools.count()
 
 

@@ -8,9 +8,9 @@ import time
 import pytest
 from torch.distributed import DistStoreError, QueueEmptyError
 
+from .conftest import QUICK
+
 LIMIT = 20.0
-QUICK = 2.9
-"""Seconds; no store that has to look by itself looks within them."""
 
 
 def test_what_was_pushed_first_comes_first(whole):

@@ -9,11 +9,11 @@ from datetime import timedelta
 import pytest
 from torch.distributed import DistError, DistStoreError
 
+from .conftest import QUICK
+
 ALL_BYTES = bytes(range(256)) * 3
 SOON = timedelta(milliseconds=200)
 LIMIT = 20.0
-QUICK = 2.9
-"""Seconds; no store that has to look by itself looks within them."""
 
 
 @pytest.mark.parametrize("value", ["text", "", "é", b"\x00\xff", b"", bytearray(b"x"), ALL_BYTES])
