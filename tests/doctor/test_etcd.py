@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rdzv_etcd.diagnose import _version
 from rdzv_etcd.seam import Get
 from rdzv_etcd.server import EtcdServer
 from rdzv_etcd.testing import EtcdCluster
@@ -21,6 +22,34 @@ def test_a_sound_server_is_sound_and_keeps_nothing(kind):
         assert found["etcd.members"].level == "note"
         assert "etcd.size" in found
         assert server.get_client().range(Get(b"\0", b"\0")).count == 0
+
+
+def test_a_version_that_loses_writes_is_warned_of_and_other_defects_are_told():
+    with EtcdServer(binary=distro(), durable=False) as server:
+        found = examined("etcd", server.endpoint)
+        assert found["etcd.version"].seen == "etcd 3.5.1."
+        assert found["etcd.loses-writes"].level == "warning"
+        assert "13766" in found["etcd.loses-writes"].seen
+        assert found["etcd.old"].level == "note"
+        assert "15247" in found["etcd.old"].seen
+        assert "14110" in found["etcd.old"].seen
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [
+        ("3.4.22", ["etcd.old"]),
+        ("3.4.31", []),
+        ("3.5.0", ["etcd.loses-writes", "etcd.old"]),
+        ("3.5.3", ["etcd.old"]),
+        ("3.5.13", []),
+        ("3.6.0-rc.1", []),
+        ("4.0", []),
+        ("what?", []),
+    ],
+)
+def test_what_is_told_depends_on_the_version(version, told):
+    assert [finding.id for finding in _version(version)] == ["etcd.version", *told]
 
 
 def test_a_user_without_the_prefix_lacks_a_permission_and_one_who_has_it_does_not():

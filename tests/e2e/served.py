@@ -14,7 +14,7 @@ from rdzv_etcd.client import EtcdClient
 from rdzv_etcd.server import EtcdServer
 from rdzv_redis import RedisServer
 
-from ..etcd.servers import Users
+from ..etcd import servers as etcd
 from .agents import QUICK
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class ServedByEtcd(Served):
     @staticmethod
     def make_server(*, lasting: bool, guarded: bool) -> EtcdServer:
         # It always writes its data, if not to the disk at once.
-        return EtcdServer(durable=False)
+        return EtcdServer(binary=etcd.lasting(), durable=False)
 
     def __init__(self, *, lasting: bool = False, guarded: bool = False) -> None:
         super().__init__(lasting=lasting, guarded=guarded)
@@ -168,7 +168,7 @@ def renewals(server: EtcdServer) -> int:
 
 def guard(server: EtcdServer, **options: Any) -> None:
     """Let in whom the README says: a user who may do what a job needs, below the prefix alone."""
-    users = Users(server, **options)
+    users = etcd.Users(server, **options)
     users.add(ServedByEtcd.user, SECRET, "/rdzv/")
     users.enable()
 

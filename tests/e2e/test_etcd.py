@@ -16,6 +16,7 @@ from rdzv_etcd.server import EtcdServer
 from rdzv_etcd.store import EtcdStore
 from rdzv_etcd.testing import EtcdCluster
 
+from ..etcd.servers import lasting
 from ..local_servers import Certificates
 from .agents import Job
 from .outages import beats_again, goes_on, undisturbed
@@ -36,7 +37,7 @@ def server() -> Iterator[EtcdServer]:
 
 @pytest.fixture
 def cluster() -> Iterator[EtcdCluster]:
-    with EtcdCluster(3) as cluster:
+    with EtcdCluster(3, binary=lasting()) as cluster:
         yield cluster
 
 
@@ -158,7 +159,7 @@ def test_a_user_of_a_cluster_with_certificates_may_do_what_a_job_needs(
     password.write_text(SECRET)
     conf = {"ca_cert": authority, "ssl_cert": ours, "ssl_cert_key": key}
     conf |= {"username": ServedByEtcd.user, "password_file": str(password)}
-    with EtcdCluster(3, tls=tls) as cluster:
+    with EtcdCluster(3, binary=lasting(), tls=tls) as cluster:
         guard(cluster.members[0], tls=context)
         leader = cluster.leader()
         job = make(endpoint=at(cluster, leader), conf=conf)

@@ -21,7 +21,7 @@ from rdzv_etcd.testing import EtcdCluster
 
 from . import servers
 from .clients import CLIENTS, ends_with, eventually, make, numbers, reader_of, seen, values
-from .servers import program
+from .servers import commit, program
 
 SLACK = 5.0
 """Seconds that a busy machine may add to what is limited."""
@@ -66,6 +66,7 @@ def test_nothing_is_lost_while_the_server_is_killed_and_restarted(kind, server, 
         watch = client.watch(key)
         client.put(key, b"0")
         assert values(watch, 1) == [b"0"]
+        commit(server)
         server.kill()
         server.restart()
         # Another one is quicker than the watch may be.
@@ -79,6 +80,7 @@ def test_nothing_is_lost_while_the_server_is_killed_and_restarted(kind, server, 
 def test_calls_wait_for_a_server_that_is_restarted(kind, server, key):
     with opened(make(kind, server.endpoint, timeout=30)) as client:
         client.put(key, b"a")
+        commit(server)
         server.kill()
         thread = threading.Thread(target=server.restart)
         thread.start()
@@ -92,6 +94,7 @@ def test_a_server_that_is_gone_is_an_error_within_the_timeout(kind, server, key)
     with opened(make(kind, server.endpoint, timeout=0.5)) as client:
         client.put(key, b"a")
         watch = client.watch(key)
+        commit(server)
         server.kill()
         for call in (
             lambda: client.range(Get(key)),
@@ -373,6 +376,7 @@ def test_another_member_stands_in_for_one_that_fails(whole, key, role, how):
         watch = client.watch(key)
         client.put(key, b"before")
         assert values(watch, 1) == [b"before"]
+        commit(whole.members[number])
         getattr(whole, how)(number)
         # What reads succeeds. A write may have to find out first, for a member may answer
         # once more before it is held up.
@@ -387,6 +391,7 @@ def test_the_leader_of_a_connected_member_fails(whole, key):
     with opened(connected_to(whole, follower(whole), timeout=20)) as client:
         watch = client.watch(key)
         client.put(key, b"before")
+        commit(whole.members[leader])
         whole.kill(leader)
         eventually(lambda: client.put(key, b"after"))
         found = seen(watch, ends_with(b"after"))
@@ -412,6 +417,8 @@ def test_without_a_majority_nothing_goes_and_with_it_all_goes_on(whole, key):
     with opened(connected_to(whole, 0, timeout=2)) as client:
         watch = client.watch(key)
         client.put(key, b"before")
+        for number in (1, 2):
+            commit(whole.members[number])
         whole.kill(1)
         whole.kill(2)
         with within(2), pytest.raises(UnavailableError):

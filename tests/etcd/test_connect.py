@@ -27,7 +27,7 @@ from rdzv_etcd.testing import EtcdCluster
 from ..local_servers import LIMIT
 from .clients import make
 from .groups import Group, assert_one_group, eventually, joining, places, waiting
-from .servers import KINDS, Users, distro, program
+from .servers import KINDS, Users, distro, lasting, program
 
 SECRET = "s3cr3t-w0rd"
 
@@ -289,8 +289,8 @@ def test_a_user_who_may_do_half_of_it_is_refused_with_what_it_needs(kind, may):
         refused(server.endpoint, "role that may read and write", **USER)
 
 
-def test_a_restart_forgets_all_tokens_and_nodes_log_in_again(kind):
-    with EtcdServer(binary=program(kind), durable=False) as server:
+def test_a_restart_forgets_all_tokens_and_nodes_log_in_again():
+    with EtcdServer(binary=lasting(), durable=False) as server:
         lock(server)
         run = Group(server.endpoint, **USER)
         handlers = run.formed(2, 2, 3)

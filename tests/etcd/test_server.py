@@ -19,7 +19,7 @@ from rdzv_etcd.server import BINARY_VARIABLE, EtcdServer
 from rdzv_etcd.testing import EtcdCluster
 
 from ..local_servers import LIMIT, Certificates, LocalServerCases, eventually, exists, parent
-from .servers import debian, distro, get, put
+from .servers import commit, debian, distro, get, put
 
 # A server's first election lasts a second otherwise.
 QUICK: dict[str, str | int | bool] = {"election-timeout": 100, "heartbeat-interval": 10}
@@ -100,6 +100,7 @@ def test_it_has_its_data_after_a_restart(binary, durable, how):
     with EtcdServer(binary=binary, durable=durable, settings=QUICK) as server:
         put(server, "key", "1")
         if how == "kill":
+            commit(server)
             server.kill()
         server.restart()
         assert get(server, "key") == "1"
@@ -242,6 +243,7 @@ def test_a_cluster_answers_at_each_member_once_it_is_started(cluster):
 def test_a_cluster_has_another_leader_when_one_was_killed_and_takes_that_back(cluster):
     put(cluster.members[0], "key", "1")
     former = cluster.leader()
+    commit(cluster.members[former])
     cluster.kill(former)
     leader = cluster.leader()
     assert leader != former
@@ -265,6 +267,8 @@ def test_a_cluster_has_another_leader_when_one_is_paused_and_again_one_alone_lat
 
 def test_a_cluster_without_a_majority_has_no_leader_and_comes_back_with_its_data(cluster):
     put(cluster.members[0], "key", "1")
+    for member in cluster.members:
+        commit(member)
     for number in (0, 1, 2):
         cluster.kill(number)
     with pytest.raises(TimeoutError, match="0 members that run"):

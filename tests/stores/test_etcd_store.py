@@ -26,7 +26,7 @@ from rdzv_etcd.seam import Get, prefix_end
 from rdzv_etcd.server import EtcdServer
 from rdzv_etcd.store import EtcdStore
 
-from ..etcd.servers import compact
+from ..etcd.servers import compact, lasting
 
 LIMIT = 30.0
 SOON = timedelta(seconds=0.3)
@@ -114,7 +114,7 @@ def other(open_etcd):
 @pytest.fixture
 def own():
     """A server that a test may kill, stop or fill."""
-    with EtcdServer(durable=False) as server:
+    with EtcdServer(binary=lasting(), durable=False) as server:
         yield server
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,6 +30,23 @@ _QUOTA = 2 * 1024**3
 
 _FULL = 0.8
 """The part of the quota from which on a database is worth a warning."""
+
+_LOSES_WRITES = {"3.5": 3}
+"""Of minor versions the patch that mends etcd's issue 13766; others have never had it."""
+
+_DEFECTS = (
+    (
+        {"3.4": 31, "3.5": 13},
+        "a member that was frozen while it led may revoke living leases as it wakes (issue 15247)",
+    ),
+    (
+        {"3.4": 23, "3.5": 7},
+        "a member may end when a client's time is over while it reads (issues 14110 and 14891)",
+    ),
+)
+"""What else versions do that a job notices, each with the patches that mend it."""
+
+_VERSION = re.compile(r"(\d+\.\d+)\.(\d+)", re.ASCII)
 
 _ALARMS = {1: "NOSPACE", 2: "CORRUPT"}
 
@@ -112,12 +130,37 @@ def _leaderless(seen: str) -> Finding:
 def _examine(backend: RendezvousBackend) -> Iterator[Finding]:
     client = cast("EtcdClient", cast("EtcdRendezvousBackend", backend).run.client)
     status: Any = client.status()
-    yield Finding("etcd.version", "ok", f"etcd {status.version}.")
+    yield from _version(status.version)
     if not status.leader:
         yield _leaderless("The member that answers knows no leader.")
     yield from _size(status)
     for look in (_members, _alarms):
         yield from _permitted(partial(look, client))
+
+
+def _version(version: str) -> Iterator[Finding]:
+    yield Finding("etcd.version", "ok", f"etcd {version}.")
+    if _lacks(version, _LOSES_WRITES):
+        yield Finding(
+            "etcd.loses-writes",
+            "warning",
+            f"A member of etcd {version} that is killed may lose what it has acknowledged, and "
+            "differ from the others for ever (etcd's issue 13766).",
+            "Upgrade it: no version from 3.5.0 to 3.5.2 is for production.",
+        )
+    if found := [text for mended, text in _DEFECTS if _lacks(version, mended)]:
+        yield Finding(
+            "etcd.old",
+            "note",
+            f"etcd {version} has defects that a job may notice: {'; '.join(found)}.",
+            "The newest 3.4, 3.5 and later have none of them.",
+        )
+
+
+def _lacks(version: str, mended: Mapping[str, int]) -> bool:
+    """Whether a version is older than the patch of its minor version that mends something."""
+    read = _VERSION.match(version)
+    return read is not None and int(read[2]) < mended.get(read[1], 0)
 
 
 def _permitted(look: Callable[[], list[Finding]]) -> list[Finding]:

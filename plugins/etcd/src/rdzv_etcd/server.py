@@ -52,8 +52,10 @@ class EtcdServer(LocalServer):
             etcd's options: ``{"cert-file": …, "key-file": …}``, and where clients need
             a certificate ``"trusted-ca-file": …``. The server's must be for ``localhost``.
         durable: Whether a write is on the disk before it is acknowledged. Otherwise a
-            crash of the machine may lose it, though not one of the server; that is much
-            faster on disks that are slow at it. Needs etcd 3.4.9 or later.
+            crash of the machine may lose it, though not one of the server (from etcd 3.4.16
+            on); that is much faster on disks that are slow at it. Needs etcd 3.4.10 or
+            later. Some versions of etcd may lose acknowledged writes with both, when they
+            are killed: see the README's known limits.
         enable_v2: Whether it speaks the v2 API too, as torch's own etcd backends need;
             only etcd 3.4 and 3.5 do.
         timeout: Seconds within which the server must be ready, unless ``start`` says.
