@@ -91,7 +91,7 @@ def test_calls_wait_for_a_server_that_is_restarted(kind, server, key):
 
 
 def test_a_server_that_is_gone_is_an_error_within_the_timeout(kind, server, key):
-    with opened(make(kind, server.endpoint, timeout=0.5)) as client:
+    with opened(make(kind, server.endpoint, timeout=1)) as client:
         client.put(key, b"a")
         watch = client.watch(key)
         commit(server)

@@ -222,7 +222,7 @@ def test_it_asks_clients_for_a_certificate_where_it_has_their_authority(binary, 
 
 @pytest.fixture
 def cluster(binary):
-    with EtcdCluster(3, binary=binary, election_timeout=0.5, heartbeat_interval=0.05) as made:
+    with EtcdCluster(3, binary=binary) as made:
         yield made
 
 
