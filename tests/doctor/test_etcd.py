@@ -46,6 +46,7 @@ def test_a_version_that_loses_writes_is_warned_of_and_other_defects_are_told():
         ("3.6.0-rc.1", []),
         ("4.0", []),
         ("what?", []),
+        pytest.param(f"3.5.{'1' * 5000}", [], id="beyond what is read as a number"),
     ],
 )
 def test_what_is_told_depends_on_the_version(version, told):

@@ -46,7 +46,8 @@ _DEFECTS = (
 )
 """What else versions do that a job notices, each with the patches that mend it."""
 
-_VERSION = re.compile(r"(\d+\.\d+)\.(\d+)", re.ASCII)
+# Of so many digits Python makes a number, whatever a server says.
+_VERSION = re.compile(r"(\d+\.\d+)\.(\d{1,9})", re.ASCII)
 
 _ALARMS = {1: "NOSPACE", 2: "CORRUPT"}
 
