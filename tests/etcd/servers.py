@@ -46,9 +46,9 @@ def lasting() -> str:
     return debian()
 
 
-def commit(server: EtcdServer) -> None:
+def commit(server: EtcdServer, **options: Any) -> None:
     """Have the database take up what was acknowledged: then every etcd has it after SIGKILL."""
-    ask(server, "/v3/maintenance/hash", {})
+    ask(server, "/v3/maintenance/hash", {}, **options)
 
 
 def put(server: EtcdServer, key: str, value: str, **options: Any) -> None:
@@ -71,6 +71,7 @@ def ask(
     question: dict[str, Any],
     *,
     tls: ssl.SSLContext | None = None,
+    token: str = "",
     timeout: float = 10.0,
 ) -> Any:
     """Ask etcd's JSON gateway."""
@@ -80,7 +81,8 @@ def ask(
         else http.client.HTTPSConnection(server.host, server.port, timeout=timeout, context=tls)
     )
     with contextlib.closing(connection):
-        connection.request("POST", path, json.dumps(question))
+        headers = {"Authorization": token} if token else {}
+        connection.request("POST", path, json.dumps(question), headers)
         answer = connection.getresponse()
         text = answer.read()
         assert answer.status == 200, text

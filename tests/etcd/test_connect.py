@@ -27,7 +27,7 @@ from rdzv_etcd.testing import EtcdCluster
 from ..local_servers import LIMIT
 from .clients import make
 from .groups import Group, assert_one_group, eventually, joining, places, waiting
-from .servers import KINDS, Users, distro, lasting, program
+from .servers import KINDS, Users, ask, commit, distro, program
 
 SECRET = "s3cr3t-w0rd"
 
@@ -289,11 +289,13 @@ def test_a_user_who_may_do_half_of_it_is_refused_with_what_it_needs(kind, may):
         refused(server.endpoint, "role that may read and write", **USER)
 
 
-def test_a_restart_forgets_all_tokens_and_nodes_log_in_again():
-    with EtcdServer(binary=lasting(), durable=False) as server:
+def test_a_restart_forgets_all_tokens_and_nodes_log_in_again(kind):
+    with EtcdServer(binary=program(kind), durable=False) as server:
         lock(server)
         run = Group(server.endpoint, **USER)
         handlers = run.formed(2, 2, 3)
+        root = {"name": "root", "password": Users.ROOT}
+        commit(server, token=ask(server, "/v3/auth/authenticate", root)["token"])
         server.restart()
         first = joining(handlers[0])
         assert assert_one_group(places(first + joining(handlers[1])), 2) == 2
