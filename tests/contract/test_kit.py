@@ -88,6 +88,7 @@ class TestSlowToConnect(BackendContract):
         server = memory.MemoryServer()
         full = memory.deployment(memory.MemoryBackend, server=server, limit=5.0)
         resets, reset = [], server.reset
+        connecting = []
 
         def counted():
             resets.append(None)
@@ -95,7 +96,11 @@ class TestSlowToConnect(BackendContract):
 
         def create(params):
             before = len(resets)
-            time.sleep(0.05)
+            connecting.append(None)
+            time.sleep({alone})
+            if len(connecting) > 1:
+                time.sleep({together})
+            connecting.pop()
             if len(resets) > before:
                 raise RendezvousConnectionError("broken before it was made")
             return full.backend.create(params)
@@ -107,8 +112,12 @@ class TestSlowToConnect(BackendContract):
 """
 
 
-def test_a_backend_that_takes_long_to_connect_is_given_the_time_to_write_something(kit):
-    result = kit(SLOW, tests="whatever_breaks")
+@pytest.mark.parametrize(("alone", "together"), [(0.05, 0.0), (0.005, 0.05)])
+def test_a_backend_that_takes_long_to_connect_is_given_the_time_to_write_something(
+    kit, alone, together
+):
+    source = SLOW.replace("{alone}", str(alone)).replace("{together}", str(together))
+    result = kit(source, tests="whatever_breaks")
     assert outcomes(result) == {"passed": 1}
 
 

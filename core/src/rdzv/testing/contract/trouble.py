@@ -135,12 +135,16 @@ class TroubleContract(Contract):
             over, observer = threading.Event(), run.client()
             started = time.monotonic()
             inner.soon(lambda: inner.client().get_state(), "making a client")
-            # One that is broken before it is made, every time, would write nothing.
             pace = max(0.02, 2 * (time.monotonic() - started))
+            used: list[str] = []
 
             def break_often() -> None:
                 while not over.wait(pace):
-                    faults.make("reset")
+                    # Clients that are broken before they are made, every time, write nothing;
+                    # and several at once are longer in the making than one was.
+                    if len(used) >= 2 * len(names):
+                        used.clear()
+                        faults.make("reset")
 
             def write(name: str) -> list[Any]:
                 client = [_again(inner, inner.client, "making a client")]
@@ -150,14 +154,15 @@ class TroubleContract(Contract):
 
                 def use() -> Any:
                     time.sleep(0.002)  # So that all of it does not fit between two breaks.
+                    used.append(name)
                     return client[0]
 
                 return record(name, use, 40, reconnect)
 
+            names = [f"writer {number}" for number in range(4)]
             faults.make("reset")
             breaking = background(break_often)
             try:
-                names = [f"writer {number}" for number in range(4)]
                 histories = each(names, write, inner.limit, "writers whose connections break")
             finally:
                 over.set()
