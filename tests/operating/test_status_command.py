@@ -25,6 +25,7 @@ from rdzv import RendezvousStateError, operating
 from rdzv.cli.status import screen
 from rdzv.dynamic_rendezvous.backend import Session
 from rdzv.dynamic_rendezvous.document import Record, encode
+from rdzv.dynamic_rendezvous.runtime import Runtime
 from rdzv.operating import Liveness, Role, RunNotFoundError
 
 from ..groups import joining, places
@@ -246,6 +247,31 @@ def test_a_wall_clock_out_of_its_range_is_refused(tcp):
         operating.inspect(tcp.access())
 
 
+class Held(Runtime):
+    """A clock of its own; this process is held up as it wakes from a pause for the first time."""
+
+    def __init__(self, late: float) -> None:
+        self.now, self.late = 100.0, late
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds + self.late
+        self.late = 0.0
+
+
+@pytest.mark.parametrize("late", [0.0, 0.3, 0.5, 0.7, 1.0, 5.0])
+def test_who_is_held_up_as_it_looks_tells_the_silent_all_the_same(tcp, late):
+    for handler in tcp.group.formed(2, 2, 2):
+        handler._driver.stop()
+    with contextlib.closing(tcp.access().reader()) as session:
+        observer = operating.Observer(session, tcp.name, runtime=Held(late))
+        observer.read()
+        observer.watch_beats(observer.enough())
+    assert {node.liveness for node in observer.status().nodes} == {Liveness.SILENT}
+
+
 # ---------------------------------------------------------------- the screen
 
 
@@ -302,7 +328,8 @@ def test_a_run_is_followed_from_change_to_change_until_it_is_closed(run):
     futures = joining(*run.group.handlers[:2])
     assert {place[2] for place in places([*futures, future])} == {3}
     eventually(lambda: seen[-1].round == 2 and len(seen[-1].alive) == 3)
-    assert seen[-1].those(Role.MEMBER) == list(seen[-1].nodes)
+    last = seen[-1]
+    assert last.those(Role.MEMBER) == list(last.nodes)
     run.command("close", "--yes")
     thread.join(30)
     assert not thread.is_alive()

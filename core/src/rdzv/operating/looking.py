@@ -148,16 +148,22 @@ class Observer:
                 self.roster.lose(node)
 
     def watch_beats(self, seconds: float) -> None:
-        """Look until each node was seen to beat, or for so long."""
+        """Look until each node was seen to beat, or for so long.
+
+        Time for which this process was kept from looking is no time of looking.
+        """
         shortest, longest = _LOOKS
         period = min(max(min(self.intervals, default=1.0) / 2, shortest), longest)
-        until = self._runtime.monotonic() + seconds
+        now = self._runtime.monotonic
+        until = now() + seconds
         while True:
             self.look(period)
-            left = until - self._runtime.monotonic()
+            left = until - now()
             if left <= 0 or self._all_live():
                 return
+            wakes = now() + min(period, left)
             self._runtime.sleep(min(period, left))
+            until += max(0.0, now() - wakes)
 
     def _all_live(self) -> bool:
         status = self.status()
