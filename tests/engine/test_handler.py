@@ -284,6 +284,18 @@ def test_a_timeout_names_the_run_the_time_who_was_here_and_how_many_were_missing
         assert part in text
 
 
+def test_a_timeout_names_who_was_here_also_where_the_store_is_slow_to_say_so(run, monkeypatch):
+    real = Driver.describe
+
+    def slowly(self, session):
+        time.sleep(0.6)
+        return real(self, session)
+
+    monkeypatch.setattr(Driver, "describe", slowly)
+    with pytest.raises(RendezvousTimeoutError, match="only this node"):
+        run.handler(2, 2, join=0.5).next_rendezvous()
+
+
 @pytest.mark.usefixtures("unhurried")
 def test_a_timeout_names_the_participants_that_did_not_come_back(quick):
     handlers = [quick.handler(2, 2, join=3), quick.handler()]

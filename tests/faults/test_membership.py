@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from typing import TYPE_CHECKING
 
@@ -125,7 +126,7 @@ def test_timeout_names_who_was_there_and_how_many_were_not(anywhere: Cluster) ->
     assert second.node in text
     assert "2 more are needed for min_nodes=4" in text
     assert anywhere.run_id in text
-    assert "within 3" in text
+    assert re.search(r"within \d+\.\d s", text)
 
 
 def test_timeout_names_who_did_not_come_back(cluster: Cluster) -> None:

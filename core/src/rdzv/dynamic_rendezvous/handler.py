@@ -319,7 +319,8 @@ class DynamicRendezvousHandler(RendezvousHandler):
         self._join_by = started + seconds
         if self._unsettled and not self._settle(self._join_by):
             driver.check()
-            raise RendezvousTimeoutError(self._why_not(self._runtime.monotonic() - started))
+            until = self._runtime.monotonic() + _GRACE / 3
+            raise RendezvousTimeoutError(self._why_not(started, until))
         driver.forget(Joined, Refused, Withdrawn)
         self._reporter.joins()
         try:
@@ -329,11 +330,11 @@ class DynamicRendezvousHandler(RendezvousHandler):
             # A signal: nobody is waiting for that round any more.
             self._give_up()
             raise
+        until = self._runtime.monotonic() + _GRACE
         if not ended:
             # A round that has completed is taken, if only the news of it is late.
             driver.submit(Look())
             driver.submit(Withdraw(accept=True))
-            until = self._runtime.monotonic() + _GRACE
             driver.wait(lambda: self._join_ended() or self._withdrawn(), lambda: until)
         joined, refused = driver.outcome(Joined), driver.outcome(Refused)
         if joined is not None:
@@ -347,7 +348,8 @@ class DynamicRendezvousHandler(RendezvousHandler):
         if not self._withdrawn():
             # The store hangs. What was begun must not make this node a member later.
             self._give_up()
-        raise RendezvousTimeoutError(self._why_not(self._runtime.monotonic() - started))
+        # What the withdrawal did not need of its time is there to find out who came.
+        raise RendezvousTimeoutError(self._why_not(started, until + _GRACE / 3))
 
     def _wait_to_join(self) -> bool:
         """Wait for a round; raises where the store has not answered for longer than it may."""
@@ -403,7 +405,8 @@ class DynamicRendezvousHandler(RendezvousHandler):
             f"{run} is closed: its workers have succeeded, or failed for good. Use another run id."
         )
 
-    def _why_not(self, seconds: float) -> str:
+    def _why_not(self, started: float, until: float) -> str:
+        seconds = self._runtime.monotonic() - started
         text = f"No round of the run '{self._settings.run_id}' completed within {seconds:.1f} s"
         document = self._driver.machine.document
         if document is None:
@@ -411,7 +414,6 @@ class DynamicRendezvousHandler(RendezvousHandler):
         report: list[Roster] = []
         driver = self._driver  # Not self: what is kept of it would keep the handler alive.
         driver.submit(lambda session: report.append(driver.describe(session)))
-        until = self._runtime.monotonic() + _GRACE / 3
         driver.wait(lambda: bool(report), lambda: until)
         if not report:
             return f"{text}: the store did not answer in time. Is it out of reach, or overloaded?"
