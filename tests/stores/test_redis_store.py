@@ -11,6 +11,7 @@ import time
 import traceback
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,6 +85,14 @@ def test_one_who_waits_asks_nothing_until_it_is_woken(own):
     # It looks, sleeps, and looks for a last time (the first time the script is loaded besides).
     assert counts["evalsha"] + counts.get("eval", 0) <= 3
     assert counts["blpop"] == 1
+
+
+def test_one_who_waits_sleeps_no_shorter_than_it_may(store, monkeypatch):
+    asked: list[float] = []
+    monkeypatch.setattr(store, "_ask", lambda *command: asked.append(float(command[-1])))
+    for left in (0.0, 0.0004, 0.0124, 1.23449):
+        store._sleep(SimpleNamespace(left=lambda left=left: left, waiter="w"))
+    assert asked == [0.001, 0.001, 0.013, 1.235]
 
 
 def test_one_who_is_woken_has_asked_twice(own):

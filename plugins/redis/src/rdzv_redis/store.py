@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from datetime import timedelta
@@ -277,7 +278,8 @@ class RedisStore(Store):
 
     def _sleep(self, wait: _Wait) -> None:
         """Sleep until woken or until it is time to look again."""
-        seconds = max(0.001, min(wait.left(), self._pace))
+        # Rounded up, or it would be too early to give up, and asked again for the rest.
+        seconds = max(1, math.ceil(1000 * min(wait.left(), self._pace))) / 1000
         self._ask(_BLPOP, b"%b:wake:%b" % (self._base, wait.waiter.encode()), f"{seconds:.3f}")
 
     # Talking to the server.
