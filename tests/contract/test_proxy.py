@@ -54,6 +54,19 @@ def test_everything_passes_and_is_counted(proxy):
         assert time.monotonic() < until
 
 
+def test_a_connection_that_is_being_made_is_cut_too(proxy, monkeypatch):
+    real = socket.create_connection
+
+    def cut_meanwhile(place, **options):
+        if place[1] != proxy.port:
+            proxy.cut()
+        return real(place, **options)
+
+    monkeypatch.setattr("rdzv.testing.proxy.socket.create_connection", cut_meanwhile)
+    with connect(proxy) as one, pytest.raises(ConnectionResetError):
+        one.recv(1)
+
+
 def test_a_reset_breaks_what_is_open_and_nothing_that_comes(proxy):
     with connect(proxy) as one:
         echoed(one)

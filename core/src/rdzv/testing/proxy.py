@@ -150,7 +150,14 @@ class Proxy:
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         pair = (client, server)
         with self._lock:
-            self._pairs.add(pair)
+            # It was cut while this connection was being made.
+            late = self._cut or self._ended.is_set()
+            if not late:
+                self._pairs.add(pair)
+        if late:
+            for each in pair:
+                _break(each)
+            return
         back = threading.Thread(target=self._pass, args=(pair, 1), daemon=True)
         back.start()
         self._pass(pair, 0)
