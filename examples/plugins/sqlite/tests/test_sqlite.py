@@ -84,7 +84,7 @@ class TestSqlite(BackendContract):
         return Deployment(
             "sqlite",
             str(file.path),
-            {"busy_timeout": 5},
+            {"busy_timeout": 20},
             read_raw=file.read_raw,
             write_raw=file.write_raw,
             leftovers=file.leftovers,

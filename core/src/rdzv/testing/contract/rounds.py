@@ -63,9 +63,8 @@ def live(run: Run, *nodes: Node) -> list[Place]:
         for ended in agents:
             if ended.done():
                 ended.result()
-        rounds = {place.round for place in last.values()}
-        sizes = {place.size for place in last.values()}
-        return len(last) == len(nodes) and len(rounds) == 1 and sizes == {len(nodes)}
+        found = {(place.round, place.size) for place in list(last.values())}
+        return len(last) == len(nodes) and len(found) == 1 and found.pop()[1] == len(nodes)
 
     eventually(together, run.limit, f"{len(nodes)} nodes are in one round: {last}")
     return list(last.values())
@@ -155,7 +154,8 @@ class RoundsContract(Contract):
             "keep_alive_interval": run.deployment.interval,
             "keep_alive_max_attempt": _ATTEMPTS,
         }
-        leader = other_node(run, 2, 3, **quick)
+        # Who leads says how long a round waits for the third.
+        leader = other_node(run, 2, 3, last_call_timeout=run.limit / 2, **quick)
         leads = _first(run, leader)
         others = [node(run, 2, 3, **quick) for _ in range(2)]
         before = settle(run, leads, *[each.join() for each in others])
@@ -171,7 +171,8 @@ class RoundsContract(Contract):
             "keep_alive_interval": run.deployment.interval,
             "keep_alive_max_attempt": _ATTEMPTS,
         }
-        sleeper = other_node(run, 2, 3, **quick)
+        # Who leads says how long a round waits for the third.
+        sleeper = other_node(run, 2, 3, last_call_timeout=run.limit / 2, **quick)
         leads = _first(run, sleeper)
         others = [node(run, 2, 3, **quick) for _ in range(2)]
         before = settle(run, leads, *[each.join() for each in others])

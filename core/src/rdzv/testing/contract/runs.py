@@ -105,6 +105,6 @@ class RunsContract(Contract):
             return not left
 
         try:
-            eventually(nothing, min(run.limit, 1.5), "nothing is left")
+            eventually(nothing, min(run.limit, 5.0), "nothing is left")
         except AssertionError:
             require(False, f"of a run that is over the store keeps {', '.join(left[:5])}")

@@ -135,16 +135,18 @@ class TroubleContract(Contract):
             over, observer = threading.Event(), run.client()
             started = time.monotonic()
             inner.soon(lambda: inner.client().get_state(), "making a client")
-            pace = max(0.02, 2 * (time.monotonic() - started))
+            pause = 2 * (time.monotonic() - started)
             used: list[str] = []
 
             def break_often() -> None:
-                while not over.wait(pace):
+                earliest = 0.0
+                while not over.wait(0.02):
                     # Clients that are broken before they are made, every time, write nothing;
                     # and several at once are longer in the making than one was.
-                    if len(used) >= 2 * len(names):
+                    if len(used) >= 2 * len(names) and time.monotonic() >= earliest:
                         used.clear()
                         faults.make("reset")
+                        earliest = time.monotonic() + pause
 
             def write(name: str) -> list[Any]:
                 client = [_again(inner, inner.client, "making a client")]
