@@ -31,8 +31,8 @@ _LOOK = 0.02
 
 T = TypeVar("T")
 
-QUICK = {"last_call_timeout": 0.5, "keep_alive_interval": 0.2, "keep_alive_max_attempt": 3}
-"""A silent node is noticed within a second."""
+QUICK = {"last_call_timeout": 0.5, "keep_alive_interval": 0.2, "keep_alive_max_attempt": 5}
+"""A silent node is noticed after a second, and no sooner: an agent may be held up a while."""
 
 PATIENT = {"last_call_timeout": 0.5, "keep_alive_interval": 20, "keep_alive_max_attempt": 5}
 """A silent node is not noticed while a test runs: only one that says that it leaves."""
@@ -46,7 +46,10 @@ ENVIRONMENT = {
 }
 
 _TELL = """
-import json, os, sys, time
+import faulthandler, json, os, signal, sys, time
+
+# A test that waits in vain has each process say where it is, also one that hangs.
+faulthandler.register(signal.SIGUSR1)
 
 def tell(kind, **more):
     line = {"kind": kind, "agent": os.environ["E2E_AGENT"], "pid": os.getpid(), **more}
@@ -303,6 +306,11 @@ class Agent:
             _signal(pid, signal.SIGKILL)
         self._process.wait()
 
+    def say_where(self) -> None:
+        """Have it and its workers write their stacks to its log, if they have begun to work."""
+        for pid in [] if self.ended else self._all():
+            _signal(pid, signal.SIGUSR1)
+
     def freeze(self, *, workers: bool = True) -> None:
         """Stop it; its workers too, unless told otherwise."""
         stop_process(self._process.pid)
@@ -349,7 +357,8 @@ class Job:
 
     def __post_init__(self) -> None:
         self.agents: dict[str, Agent] = {}
-        self._known: set[int] = set()
+        self._known = 0
+        """Rounds that were formed before, or passed over."""
         self._stores: list[subprocess.Popen[str]] = []
         self._wires: list[Wire] = []
         self._events = self.folder / "events.jsonl"
@@ -501,20 +510,26 @@ class Job:
             time.sleep(_LOOK)
 
     def report(self) -> str:
-        """What is known, for the message of a failed test."""
+        """What is known, for the message of a failed test; with where each process is."""
+        for agent in self.agents.values():
+            agent.say_where()
+        time.sleep(1)
         parts = [self._events.read_text()[-6000:]] if self._events.exists() else []
-        parts += [f"--- {name}\n{agent.log[-3000:]}" for name, agent in self.agents.items()]
+        parts += [f"--- {name}\n{agent.log[-9000:]}" for name, agent in self.agents.items()]
         return "\n".join(parts)
 
     def formed(self, *agents: str) -> Round:
-        """Wait for a round that was not seen yet, of just these agents, all workers running."""
+        """Wait for a round of just these agents, all workers running, later than those formed yet.
+
+        Rounds of others may come before it: of those who were the first to come, say.
+        """
 
         def look() -> tuple[int, Round] | None:
             for number, found in enumerate(self._rounds()):
-                if number in self._known:
-                    continue
-                if set(found.agents) == set(agents) and all(
-                    worker["world"] == len(found.workers) for worker in found.workers
+                if (
+                    number >= self._known
+                    and set(found.agents) == set(agents)
+                    and all(worker["world"] == len(found.workers) for worker in found.workers)
                 ):
                     return number, found
             return None
@@ -522,7 +537,7 @@ class Job:
         there = self.until(look, f"a round of {', '.join(agents)}")
         assert there is not None
         number, found = there
-        self._known.add(number)
+        self._known = number + 1
         assert [worker["rank"] for worker in found.workers] == list(range(len(found.workers)))
         assert {worker["group_world"] for worker in found.workers} == {len(agents)}
         return found

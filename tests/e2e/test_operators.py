@@ -67,7 +67,10 @@ def test_a_closed_run_begins_anew_after_a_reset(make):
     job.revoke("finish")
     job.start("c", "d")
     job.formed("c", "d")
-    assert {event["round"] for event in job.events("rdzv Completed", "c")} == {2}
+    job.until(
+        lambda: {event["round"] for event in job.events("rdzv Completed", "c")} == {2},
+        "the event of the round",
+    )
     job.finish("c", "d")
 
 

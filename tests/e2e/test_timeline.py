@@ -63,7 +63,8 @@ def test_the_timeline_of_a_job_that_loses_a_node_and_grows_agrees_with_what_happ
     assert loss.stages[0] == pytest.approx(lost["silent"], abs=0.001)
     assert loss.stages[0] >= QUICK["keep_alive_interval"] * (QUICK["keep_alive_max_attempt"] - 1)
     known = loss.began + loss.stages[0]
-    assert killed <= known <= loss.complete <= formed
+    # Clocks are corrected by when nodes heard of rounds, which may be late.
+    assert killed - 1 <= known <= loss.complete <= formed + 1
     assert nodes["b"].ended == "lost"
     assert {nodes[name].ended for name in "acd"} == {"it left"}
     assert run.closed is not None
