@@ -78,7 +78,8 @@ class Group(groups.Group):
         silence = -int(-interval * self.settings["keep_alive_max_attempt"] // 1)
         mine = client.lease_grant(silence).id
         key = self.root("other", str(mine)).encode()
-        client.put(key, b"", mine)
+        # Where a leader is new, it may refuse at first.
+        eventually(lambda: client.put(key, b"", mine), unknown=(seam.UnavailableError,))
         eventually(lambda: not client.range(Get(key)).kvs, "etcd keeps a lease")
         eventually(lambda: len(self.leases(client)) >= count, "the nodes do not beat")
 

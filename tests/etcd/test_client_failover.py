@@ -112,7 +112,7 @@ def test_a_server_that_is_gone_is_an_error_within_the_timeout(kind, server, key)
         with pytest.raises(UnavailableError, match=server.endpoint):
             watch.next(30)
         server.restart()
-        client.put(key, b"c")
+        eventually(lambda: client.put(key, b"c"), unknown=(UnavailableError,))
         assert values(watch, 1) == [b"c"]
 
 

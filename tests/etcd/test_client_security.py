@@ -88,23 +88,23 @@ def test_both_sides_show_a_certificate(kind, secure, tls, key):
 
 def test_a_server_of_another_authority_is_refused(kind, secure, tls, certificates, key):
     wrong = Tls(certificates.path("wrong-ca.pem"), tls.cert, tls.key)
-    client = make(kind, one_address(secure), tls=wrong, timeout=1)
+    client = make(kind, one_address(secure), tls=wrong, timeout=2)
     assert "not from the CA that is trusted here" in refusal(client, key)
 
 
 def test_a_client_without_a_certificate_is_told_to_have_one(secure, certificates, key):
-    client = EtcdClient(secure.endpoint, tls=Tls(certificates.path("ca.pem")), timeout=1)
+    client = EtcdClient(secure.endpoint, tls=Tls(certificates.path("ca.pem")), timeout=2)
     assert "does not accept this client's certificate" in refusal(client, key)
 
 
 def test_a_plain_client_is_told_of_tls(kind, secure, key):
-    client = make(kind, one_address(secure), timeout=1)
+    client = make(kind, one_address(secure), timeout=2)
     assert "Perhaps it speaks TLS" in refusal(client, key)
 
 
 def test_a_client_with_tls_is_told_of_a_plain_server(kind, binary, tls, key):
     with EtcdServer(binary=binary, durable=False) as server:
-        client = make(kind, one_address(server), tls=tls, timeout=1)
+        client = make(kind, one_address(server), tls=tls, timeout=2)
         assert "Perhaps it does not speak TLS" in refusal(client, key)
 
 
@@ -112,7 +112,7 @@ def test_files_that_do_not_belong_together_are_refused(secure, certificates, key
     wrong = Tls(
         certificates.path("ca.pem"), certificates.path("ca.pem"), certificates.path("ca.pem")
     )
-    refusal(EtcdClient(secure.endpoint, tls=wrong, timeout=1), key)
+    refusal(EtcdClient(secure.endpoint, tls=wrong, timeout=2), key)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

@@ -137,11 +137,11 @@ def test_nothing_listening_is_an_error_that_names_the_member():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{taken.getsockname()[1]}"
-        refused(where, f"{where} cannot be reached", connect_timeout=0.3, read_timeout=0.5)
+        refused(where, f"{where} cannot be reached", connect_timeout=0.3, read_timeout=2)
 
 
 def test_a_name_that_does_not_resolve_is_an_error_that_names_it():
-    refused("no-such-host.invalid", "no-such-host.invalid", connect_timeout=0.3, read_timeout=0.5)
+    refused("no-such-host.invalid", "no-such-host.invalid", connect_timeout=0.3, read_timeout=2)
 
 
 def test_a_server_that_never_answers_is_an_error_within_the_timeouts(server):
@@ -307,7 +307,7 @@ def test_nodes_outlive_their_tokens(kind):
     settings = {"auth-token-ttl": 1}
     with EtcdServer(binary=program(kind), durable=False, settings=settings) as server:
         lock(server)
-        run = Group(server.endpoint, **USER, keep_alive_interval=2.0, keep_alive_max_attempt=2)
+        run = Group(server.endpoint, **USER, keep_alive_interval=2.0, keep_alive_max_attempt=4)
         handlers = run.formed(2, 2, 3)
         backend, _ = create_backend(run.parameters(2, 3))
         client = backend.run.client

@@ -424,7 +424,7 @@ def test_torchs_names_for_files_are_understood(certificates, run_id):
             assert handler.num_nodes_waiting() == 0
             handler.shutdown()
         with pytest.raises(RendezvousConnectionError, match="TLS"):
-            create_rdzv_handler(parameters(read_timeout=1))
+            create_rdzv_handler(parameters(read_timeout=2))
     with pytest.raises(ValueError, match="no such file"):
         create_rdzv_handler(parameters(**{**theirs, "cacert": "/nowhere"}))
 

@@ -99,8 +99,8 @@ def test_its_log_is_copied_to_a_file(binary, tmp_path):
 def test_it_has_its_data_after_a_restart(binary, durable, how):
     with EtcdServer(binary=binary, durable=durable, settings=QUICK) as server:
         put(server, "key", "1")
+        commit(server)  # A restart kills it, too.
         if how == "kill":
-            commit(server)
             server.kill()
         server.restart()
         assert get(server, "key") == "1"
@@ -111,6 +111,7 @@ def test_a_folder_of_the_callers_keeps_the_data(binary, tmp_path):
         with EtcdServer(tmp_path / "data", binary=binary, settings=QUICK) as server:
             assert get(server, "key") == expected
             put(server, "key", "1")
+            commit(server)
 
 
 def test_one_that_was_stopped_begins_empty(binary):

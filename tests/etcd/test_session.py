@@ -362,17 +362,15 @@ def test_all_keys_of_a_run_are_gone_after_its_time_to_live(client, request):
 
 
 def test_keys_of_a_run_live_on_while_somebody_is_alive(client, request):
-    backend = EtcdRendezvousBackend(client, request.node.name, ttl=2)
+    backend = EtcdRendezvousBackend(client, request.node.name, ttl=4)
     session = backend.open_session()
     session.attach(EPOCH)
     session.swap(b"{}", None)
-    # As long as three others live one after another that nobody renews.
-    for _ in range(3):
-        lease = client.lease_grant(2).id
-        client.put(b"/other", b"", lease)
-        while client.range(Get(b"/other")).kvs:
-            session.beat(0)
-            time.sleep(0.05)
+    # As long as another lives that was made later, is longer, and that nobody renews.
+    client.put(b"/other", b"", client.lease_grant(6).id)
+    while client.range(Get(b"/other")).kvs:
+        session.beat(0)
+        time.sleep(0.05)
     assert session.read(None) is not None
     session.close()
 

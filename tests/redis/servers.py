@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -222,12 +223,7 @@ def cluster(
             server.client().execute_command("CLUSTER", "ADDSLOTSRANGE", str(first), str(last))
             # Each its own epoch, at once: nobody has to find out that they collide.
             server.client().execute_command("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1))
-        for server in servers[1:]:
-            server.client().execute_command(
-                "CLUSTER", "MEET", servers[0].host, str(servers[0].port)
-            )
-        for server in servers:
-            eventually(partial(_knows, server, count))
+        _meet(servers)
         for number, server in enumerate(made.replicas):
             eventually(partial(server.client().cluster, "REPLICATE", ids[number]))
         for server in servers:
@@ -237,6 +233,22 @@ def cluster(
         for server in made.masters if with_replicas else ():
             eventually(partial(replicas_in_step, server))
         yield made
+
+
+def _meet(servers: Sequence[RedisServer]) -> None:
+    """Have them all know each other. A handshake that was held up for a second is forgotten."""
+    first, *others = servers
+    again = 0.0
+
+    def met() -> bool:
+        nonlocal again
+        if time.monotonic() >= again:
+            again = time.monotonic() + 3
+            for server in others:
+                server.client().execute_command("CLUSTER", "MEET", first.host, str(first.port))
+        return all(_knows(server, len(servers)) for server in servers)
+
+    eventually(met)
 
 
 def _knows(server: RedisServer, count: int) -> bool:

@@ -531,10 +531,8 @@ def test_a_client_that_was_closed_is_said_at_once(etcd_server, prefix):
 
 
 def test_a_server_that_ends_ends_a_wait_with_a_network_error(own):
-    with contextlib.closing(opened(own, timeout=0.5)) as client:
-        store = EtcdStore(
-            client, "x", timedelta(seconds=LIMIT), retry_timeout=timedelta(seconds=0.5)
-        )
+    with contextlib.closing(opened(own, timeout=2)) as client:
+        store = EtcdStore(client, "x", timedelta(seconds=LIMIT), retry_timeout=timedelta(seconds=2))
         thread, answers = in_thread(lambda: store.get("key"))
         client.wait_for_watches(1)
         own.kill()
