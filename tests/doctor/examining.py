@@ -54,12 +54,10 @@ def examined(backend: str, endpoint: str, settings: dict[str, Any] | None = None
 
 
 def works(found: Found) -> bool:
-    """Whether all operations were done and nothing of them is left."""
+    """Whether all operations were done and nothing of them is left, however long they took."""
     assert not found.errors, found.text
-    return all(
-        each in found
-        for each in ("operation.push", "operation.works", "scratch.removed", "latency.measured")
-    )
+    assert "latency.measured" in found or "latency.slow" in found
+    return all(each in found for each in ("operation.push", "operation.works", "scratch.removed"))
 
 
 # ---------------------------------------------------------------- two machines

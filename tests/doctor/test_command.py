@@ -33,7 +33,8 @@ def run(*arguments: str, code: int) -> str:
 
 def test_a_sound_rendezvous_is_exit_code_0_in_80_columns(server):
     text = run("--backend=redis", f"--endpoint={server.endpoint}",
-               f"--conf=password={SECRET},ttl=60", "--tries=3", code=0)  # fmt: skip
+               f"--conf=password={SECRET},ttl=60,keep_alive_interval=6",
+               "--tries=3", code=0)  # fmt: skip
     assert "Nothing is wrong." in text
     assert max(len(line) for line in text.splitlines()) <= 80
     assert text.index("Backend and settings") < text.index("Connections") < text.index("Latency")

@@ -162,7 +162,8 @@ def test_a_certificate_that_ends_soon_is_a_warning(certificates):
     assert found["tls.ends-soon"].level == "warning"
 
 
-def test_a_server_that_wants_a_certificate_says_so(certificates):
+def test_a_server_that_wants_a_certificate_says_so(certificates, monkeypatch):
+    monkeypatch.setattr("rdzv.doctor.tls._SETTLING", 2.0)
     settings = {"ca_cert": certificates.path("ca.pem")}
     with speaking_tls(certificates, "server", clients="yes") as server:
         assert examined("redis", server.endpoint, settings).errors == ["tls.client-certificate"]
