@@ -81,7 +81,7 @@ def test_spare_takes_the_place_of_the_dead(anywhere: Cluster) -> None:
 
 def test_spares_wait_beyond_their_deadline_and_go_in_peace(cluster: Cluster) -> None:
     first, second = cluster.live(2, 2, 2)
-    spare, brief = cluster.open(2, 2, 2, join_timeout=1)
+    spare, brief = cluster.open(2, 2, 2, join_timeout=5)
     (late,) = cluster.open(1, 2, 2, join_timeout=1)
     spare.tell("join")
     spare.ask("see_entered", "entered")
