@@ -31,8 +31,8 @@ _LOOK = 0.02
 
 T = TypeVar("T")
 
-QUICK = {"last_call_timeout": 0.5, "keep_alive_interval": 0.2, "keep_alive_max_attempt": 5}
-"""A silent node is noticed after a second, and no sooner: an agent may be held up a while."""
+QUICK = {"last_call_timeout": 0.5, "keep_alive_interval": 0.2, "keep_alive_max_attempt": 8}
+"""A silent node is noticed after 1.6 s, and no sooner: an agent may be held up a while."""
 
 PATIENT = {"last_call_timeout": 0.5, "keep_alive_interval": 20, "keep_alive_max_attempt": 5}
 """A silent node is not noticed while a test runs: only one that says that it leaves."""
@@ -164,7 +164,13 @@ while True:
     if step % 10 == 0:
         tell("step", step=step, **ME)
         if ME["rank"] == 0 and told(f"save in round {ROUND}"):
+            # The next round may begin, and this worker be ended, before it has told.
+            ending = []
+            before = signal.signal(signal.SIGTERM, lambda *_: ending.append(1))
             tell("saved", opens=rdzv.checkpoint_reached(), **ME)
+            signal.signal(signal.SIGTERM, before)
+            if ending:
+                os._exit(1)
 """
 )
 """Works until ``finish``; now and then its rank 0 reaches a checkpoint, once it is told to."""
@@ -240,6 +246,15 @@ def children(pid: int) -> list[int]:
             text = Path(f"/proc/{each}/stat").read_text()
             parents[each] = int(text.rpartition(")")[2].split()[1])
     return [child for child, parent in parents.items() if parent == pid]
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process has ended, also where its parent has not been told."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:  # Or there is no /proc.
+        return True
+    return text.rpartition(")")[2].split()[0] in "ZX"
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
@@ -580,6 +595,16 @@ class Job:
         self.until(
             lambda: [event for event in self.events("rdzv Waiting", agent) if event["deferred"]],
             f"the waiting of {agent} for a checkpoint",
+        )
+
+    def crashed(self, *pids: int) -> None:
+        """Wait until these workers have done as they were told, and have ended."""
+        self.until(
+            lambda: (
+                {event["pid"] for event in self.events("crash")} >= set(pids)
+                and all(map(has_ended, pids))
+            ),
+            f"the failure of the workers {pids}",
         )
 
     def works_on(self, found: Round, reports: int = 5) -> None:

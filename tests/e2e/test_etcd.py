@@ -117,7 +117,8 @@ def test_no_worker_notices_that_the_majority_is_away_for_ten_seconds(
     job = make(endpoint=at(cluster, cluster.leader()))
     job.start("a", "b")
     first = job.formed("a", "b")
-    gone = [cluster.leader(), (cluster.leader() + 1) % 3]
+    leader = cluster.leader()
+    gone = [leader, (leader + 1) % 3]
     for number in gone:
         cluster.kill(number)
     goes_on(job, first)

@@ -41,7 +41,7 @@ def test_the_timeline_of_a_job_that_loses_a_node_and_grows_agrees_with_what_happ
     assert read.files == 4
     [run] = runs_of(read.lines)
     # It is one clock; a node may hear of a round late.
-    assert all(abs(seconds) < 1 for seconds in run.clocks.corrected.values())
+    assert all(abs(seconds) < 5 for seconds in run.clocks.corrected.values())
 
     # Before the kill two agents may have been a round without the third.
     formings = run.formings[-3:]
@@ -64,7 +64,7 @@ def test_the_timeline_of_a_job_that_loses_a_node_and_grows_agrees_with_what_happ
     assert loss.stages[0] >= QUICK["keep_alive_interval"] * (QUICK["keep_alive_max_attempt"] - 1)
     known = loss.began + loss.stages[0]
     # Clocks are corrected by when nodes heard of rounds, which may be late.
-    assert killed - 1 <= known <= loss.complete <= formed + 1
+    assert killed - 5 <= known <= loss.complete <= formed + 5
     assert nodes["b"].ended == "lost"
     assert {nodes[name].ended for name in "acd"} == {"it left"}
     assert run.closed is not None
