@@ -80,7 +80,7 @@ def run(told) -> Iterator[Run]:  # made after the observer
 
 
 def test_a_node_of_a_run_tells_its_whole_life_in_order(run, told):
-    first, second = run.handler(1, 3), run.handler(1, 3)
+    first, second = run.handler(1, 2), run.handler(1, 2)
     join(first)
     late = background(second.next_rendezvous)
     eventually(lambda: told.of(first.node, Reopened), "the late node is seen, and told of")
@@ -91,7 +91,7 @@ def test_a_node_of_a_run_tells_its_whole_life_in_order(run, told):
         handler.leave()
     assert told.kinds(first.node) == [
         *("Joined", "LeaderChanged", "LastCall", "Ranked", "Completed"),
-        *("Reopened", "Joined", "LastCall", "Ranked", "Completed"),
+        *("Reopened", "Joined", "Ranked", "Completed"),
         *("Closed", "Left"),
     ]
     assert told.kinds(second.node) == ["Joined", "Waiting", "Ranked", "Completed", "Left"]
@@ -103,7 +103,7 @@ def test_a_node_of_a_run_tells_its_whole_life_in_order(run, told):
 
 
 def test_a_loss_tells_how_long_the_node_was_silent_and_the_news_what_happened(run, told):
-    handlers = [run.handler(2, 3, interval=0.3, attempts=3, last_call=2) for _ in range(3)]
+    handlers = [run.handler(2, 3, interval=0.3, attempts=8, last_call=2) for _ in range(3)]
     infos = join(*handlers)
     by_rank = dict(zip([info.rank for info in infos], handlers, strict=True))
     victim = by_rank[2]
@@ -115,8 +115,8 @@ def test_a_loss_tells_how_long_the_node_was_silent_and_the_news_what_happened(ru
     [lost] = [event for h in others for event in told.of(h.node, Lost)]
     assert isinstance(lost, Lost)
     assert lost.lost == (victim.node,)
-    # The leader counts on its own clock; 0.9 s is what the settings say.
-    assert 0.89 < lost.silent < LIMIT
+    # The leader counts on its own clock; 2.4 s is what the settings say.
+    assert 2.39 < lost.silent < LIMIT
     for handler in others:
         [news] = told.of(handler.node, Reopened)
         assert isinstance(news, Reopened)
@@ -205,10 +205,12 @@ def test_observers_that_raise_or_block_disturb_no_run(install, told, caplog):
             assert {handler.round for handler in handlers} == {number + 1}
             assert not release.is_set()
         eventually(lambda: len(told.of(handlers[0].node, Completed)) == 3, "the good one is told")
+        once = "further failures of it are not logged"
+        eventually(lambda: caplog.text.count(once) == 2, "both handlers say what has failed")
     finally:
         release.set()
         run.end()
-    assert caplog.text.count("further failures of it are not logged") == 2  # once a handler
+    assert caplog.text.count(once) == 2
 
 
 def test_without_observers_no_event_is_made(monkeypatch):

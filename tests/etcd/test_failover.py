@@ -231,7 +231,7 @@ def test_a_compaction_under_a_watch_is_survived_by_nodes_that_wait(server, one, 
     commit(server)
     server.kill()
     server.restart()
-    assert_one_group(places(futures + joining(handlers[2])), 3)
+    settled(handlers, futures + joining(handlers[2]))
 
 
 def test_a_compaction_under_a_watch_is_noticed_by_no_healthy_node(server, one, group):

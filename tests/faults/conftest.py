@@ -265,9 +265,9 @@ class Cluster:
             "join_timeout": 60,
             "last_call_timeout": 0.5,
             "close_timeout": 10,
-            # Detection takes about a second, and a busy machine may delay a beat by 0.75 s.
+            # Detection takes 1.5 s, and a busy machine may delay a beat by 1.25 s.
             "keep_alive_interval": 0.25,
-            "keep_alive_max_attempt": 4,
+            "keep_alive_max_attempt": 6,
             **self.settings,
             **settings,
         }

@@ -279,7 +279,12 @@ def test_who_is_held_up_as_it_looks_tells_the_silent_all_the_same(tcp, late):
 def test_a_screen_is_no_wider_than_the_terminal(tcp, width):
     tcp.group.formed(2, 2, 3)
     write_record(tcp, Record("enter", "x", "host." + "x" * 250, 2**53, 2**53, 20.0, "y"))
-    found = operating.inspect(tcp.access())
+    found = operating.inspect(tcp.access(), observe=0)
+    nodes = [
+        dataclasses.replace(node, liveness=Liveness.BEATING) if node.rank is not None else node
+        for node in found.nodes
+    ]
+    found = dataclasses.replace(found, observed=10.0, nodes=tuple(nodes))
     console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(screen(found))
     lines = console.export_text().splitlines()
