@@ -8,7 +8,10 @@ import os
 
 from hypothesis import settings
 
-settings.register_profile("rdzv", deadline=None)
+# The same examples every time: what one change breaks is found there, and not by another that
+# has nothing to do with it. ``--hypothesis-profile=search`` looks for more, by chance.
+settings.register_profile("rdzv", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, max_examples=1000)
 settings.load_profile("rdzv")
 
 # torch's TCPStore looks up the name of everybody who connects, in its only thread. Where the name
