@@ -21,6 +21,7 @@ from rdzv.endpoint import (
     names_secret,
     parse_rendezvous_endpoint,
     redact,
+    redact_endpoint,
 )
 
 labels = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_", min_size=1, max_size=12)
@@ -276,6 +277,42 @@ def test_no_password_of_a_url_is_left_in_a_text(password, user, scheme):
 )
 def test_secrets_are_hidden_and_the_rest_is_kept(text, shown):
     assert redact(text) == shown
+
+
+@pytest.mark.parametrize(
+    "login",
+    ["me:s3cr3t://,s3cr3t", "me:s3cr3t,x://s3cr3t", "@s3cr3t:s3cr3t@s3cr3t", "s3cr3t,s3cr3t"],
+)
+def test_a_login_that_looks_like_several_urls_is_hidden(login):
+    assert redact(f"at http://{login}@host:1, see above") == "at http://***@host:1, see above"
+    assert redact_endpoint(f"http://{login}@host:1") == "http://***@host:1"
+
+
+@pytest.mark.parametrize("part", ["a", "a://", ",x://", "a:", ",a:"])
+@pytest.mark.parametrize("end", [" @", "@"])
+def test_a_long_text_takes_no_time_that_grows_with_its_square(part, end):
+    # Where it does, a million characters take half an hour.
+    assert redact(f"{part * (10**6 // len(part))}{end}").endswith(end)
+
+
+@given(st.sampled_from(["http://", ""]), st.text(), st.text(), st.text("abc@/:, "))
+def test_no_password_of_an_endpoint_is_left(scheme, user, rest, place):
+    assert "s3cr3t" not in redact_endpoint(f"{scheme}{user}:s3cr3t{rest}@{place}")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "shown"),
+    [
+        ("http://u:p@a:1,https://u:p@b:1", "http://***@a:1,https://***@b:1"),
+        ("http://a:1,http://u:p@b:1", "http://***@b:1"),
+        (" http://u\r:p@a ", "http://***@a"),
+        ("me/you:p@a:1", "***@a:1"),
+        ("http://u:p@a/?password=x&db=1", "http://***@a/?password=***&db=1"),
+        ("a:1,b", "a:1,b"),
+    ],
+)
+def test_of_an_endpoint_all_but_its_logins_is_shown(endpoint, shown):
+    assert redact_endpoint(endpoint) == shown
 
 
 def unresolvable(*_args, **_kwargs):

@@ -176,6 +176,21 @@ def test_a_comma_in_a_password_is_an_error_that_says_how_to_write_it_and_nothing
     assert "second" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://me:first://,second@node0",
+        "http://me:1,second://x@node0",
+        "http://\r@\x1b:second@node0:\r@\x1b",
+    ],
+)
+def test_a_password_that_makes_the_endpoint_unreadable_is_not_shown(endpoint):
+    with pytest.raises(ValueError, match="cannot be used") as caught:
+        options(endpoint)
+    assert "first" not in str(caught.value)
+    assert "second" not in str(caught.value)
+
+
 HIDDEN = "s3cr3t"
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "names_secret",
     "parse_rendezvous_endpoint",
     "redact",
+    "redact_endpoint",
 ]
 
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -50,11 +51,13 @@ _HIDDEN = "***"
 # Host, port, and for IPv6 the flow and the zone.
 _SocketAddress = tuple[Any, ...]
 
-_SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
-# A password may hold unescaped "@", "/" or ",": everything up to the last "@"
-# before a blank or the next URL goes, since hiding too much does no harm.
+# Of a length that is never reached: a long text of letters is not to be read again from each.
+_SCHEME = r"[A-Za-z][A-Za-z0-9+.-]{0,30}://"
+_WORD = re.compile(r"\S+")
+# Within a word. A password may hold unescaped "@", "/", "," or "://": everything up to the first
+# "@", and to the last one before the next URL, goes, since hiding too much does no harm.
 _USERINFO = re.compile(
-    rf"(?P<scheme>{_SCHEME}|(?<![^\s,'\"(<=])//)(?:(?!{_SCHEME})\S)*@"
+    rf"(?P<scheme>{_SCHEME}|(?<![^\s,'\"(<=])//)\S*?@(?:(?:(?![,;]{_SCHEME})\S)*@)?"
     r"|(?<![^\s,'\"(<=])[^\s/@:'\"(<=]*:(?!//)\S*@"
 )
 _ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z][\w.-]*)=(?P<value>[^\s&,;'\")]+)")
@@ -228,8 +231,7 @@ def redact(text: str) -> str:
     (``redis://user:word@host``), and the values of assignments whose name says
     that they are secret (``?password=word``). In doubt more is hidden.
     """
-    if "@" in text:
-        text = _USERINFO.sub(lambda match: f"{match['scheme'] or ''}{_HIDDEN}@", text)
+    text = _WORD.sub(_hide_logins, text)
     if "=" in text:
         text = _ASSIGNMENT.sub(
             lambda match: f"{match['name']}={_HIDDEN}" if names_secret(match["name"]) else match[0],
@@ -238,9 +240,35 @@ def redact(text: str) -> str:
     return text
 
 
+def _hide_logins(word: re.Match[str]) -> str:
+    if "@" not in word[0]:
+        return word[0]
+    return _USERINFO.sub(lambda match: f"{match['scheme'] or ''}{_HIDDEN}@", word[0])
+
+
+def redact_endpoint(endpoint: str) -> str:
+    """Return an endpoint with the secrets in it hidden, whatever is wrong with it.
+
+    Unless it is a list of URLs that have a login each, all before its last ``@`` may be one login.
+    """
+    endpoint = endpoint.strip()
+    urls = endpoint.split(",")
+    if not all(re.match(_SCHEME, url) and url.count("@") == 1 for url in urls):
+        urls = [endpoint]
+    return ",".join(map(_without_login, urls))
+
+
+def _without_login(url: str) -> str:
+    login, at, place = url.rpartition("@")
+    if at:
+        scheme = re.match(_SCHEME, login)
+        url = f"{scheme[0] if scheme else ''}{_HIDDEN}@{place}"
+    return redact(url)
+
+
 def _bad(endpoint: str, why: str) -> ValueError:
     return ValueError(
-        f"The rendezvous endpoint '{redact(endpoint)}' cannot be used: {redact(why)}. "
+        f"The rendezvous endpoint '{redact_endpoint(endpoint)}' cannot be used: {redact(why)}. "
         f"Please {_HOW}."
     )
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .endpoint import parse_rendezvous_endpoint, redact
+from .endpoint import parse_rendezvous_endpoint, redact_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -149,7 +149,7 @@ def read_hosts(text: str, default_port: int) -> tuple[tuple[str, int], ...]:
         if all(port for _, port in hosts):
             return hosts
         wrong = "port 0 is nobody's"
-    raise ValueError(f"The rendezvous endpoint '{redact(text)}' cannot be used: {wrong}.")
+    raise ValueError(f"The rendezvous endpoint '{redact_endpoint(text)}' cannot be used: {wrong}.")
 
 
 def written_host(hosts: Iterable[tuple[str, int]]) -> str:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rdzv.doctor import Checked, Examination, examine
-from rdzv.endpoint import redact
+from rdzv.endpoint import redact_endpoint
 
 if TYPE_CHECKING:
     from rdzv.diagnosis import Finding
@@ -70,7 +70,7 @@ def _summary(levels: Counter[str]) -> str:
 def _printed(examination: Examination, found: Iterator[Checked]) -> Iterator[Checked]:
     """Print each as soon as it is known."""
     console = Console()
-    endpoint = printable(redact(examination.endpoint)) or "(no endpoint)"
+    endpoint = printable(redact_endpoint(examination.endpoint)) or "(no endpoint)"
     console.print(
         Text(f"rdzv doctor: {printable(examination.backend)} at {endpoint}", style="bold")
     )
@@ -112,7 +112,7 @@ def _print_json(
 ) -> None:
     data: dict[str, Any] = {
         "backend": examination.backend,
-        "endpoint": redact(examination.endpoint),
+        "endpoint": redact_endpoint(examination.endpoint),
         "run_id": examination.run_id,
         "errors": levels["error"],
         "warnings": levels["warning"],

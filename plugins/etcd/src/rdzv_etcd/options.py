@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from rdzv.endpoint import redact
+from rdzv.endpoint import redact_endpoint
 from rdzv.options import (
     Login,
     read_file_name,
@@ -111,7 +111,9 @@ def _read_endpoint(endpoint: str) -> tuple[str, tuple[tuple[str, int], ...], Log
         if not mark:
             scheme, rest = "", scheme
         elif scheme.lower() not in ("http", "https"):
-            raise _bad(endpoint, f"'{redact(scheme)}://' is neither http:// nor https://")
+            # With a comma in a password, it may be a part of that.
+            said = "what stands before ://" if "@" in endpoint else f"'{scheme}://'"
+            raise _bad(endpoint, f"{said} is neither http:// nor https://")
         else:
             protocols.add(scheme.lower())
         user, at, rest = rest.rpartition("@")
@@ -142,7 +144,7 @@ def _read_endpoint(endpoint: str) -> tuple[str, tuple[tuple[str, int], ...], Log
 
 def _bad(endpoint: str, why: str) -> ValueError:
     return ValueError(
-        f"The endpoint '{redact(endpoint)}' of the backend 'etcd' cannot be used: {why}. "
+        f"The endpoint '{redact_endpoint(endpoint)}' of the backend 'etcd' cannot be used: {why}. "
         f"Please {_HOW}."
     )
 

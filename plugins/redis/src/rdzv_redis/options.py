@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from rdzv.api import RendezvousParameters
-from rdzv.endpoint import redact
+from rdzv.endpoint import redact_endpoint
 from rdzv.options import (
     Login,
     read_count,
@@ -200,10 +200,7 @@ def _read_query(endpoint: str, query: str) -> dict[str, str]:
 
 
 def _bad(endpoint: str, why: str) -> ValueError:
-    head, at, rest = endpoint.rpartition("@")
-    scheme, mark, _ = head.partition("://")
-    # Whatever stands before the last "@" may be a part of a password.
-    shown = redact(f"{scheme + mark if mark else ''}***@{rest}" if at else endpoint)
+    shown = redact_endpoint(endpoint)
     return ValueError(
         f"The endpoint '{shown}' of the backend 'redis' cannot be used: {why}. Please {_HOW}."
     )
