@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from rdzv.endpoint import redact_endpoint
+from rdzv.endpoint import redact, redact_endpoint
 from rdzv.options import (
     Login,
     read_file_name,
@@ -112,7 +112,7 @@ def _read_endpoint(endpoint: str) -> tuple[str, tuple[tuple[str, int], ...], Log
             scheme, rest = "", scheme
         elif scheme.lower() not in ("http", "https"):
             # With a comma in a password, it may be a part of that.
-            said = "what stands before ://" if "@" in endpoint else f"'{scheme}://'"
+            said = "what stands before ://" if "@" in endpoint else f"'{redact(scheme)}://'"
             raise _bad(endpoint, f"{said} is neither http:// nor https://")
         else:
             protocols.add(scheme.lower())
