@@ -161,9 +161,10 @@ class Observer:
             left = until - now()
             if left <= 0 or self._all_live():
                 return
-            wakes = now() + min(period, left)
-            self._runtime.sleep(min(period, left))
-            until += max(0.0, now() - wakes)
+            pause = min(period, left)
+            due = now() + pause
+            self._runtime.sleep(pause)
+            until += max(0.0, now() - due)
 
     def _all_live(self) -> bool:
         status = self.status()

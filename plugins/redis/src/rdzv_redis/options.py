@@ -200,9 +200,9 @@ def _read_query(endpoint: str, query: str) -> dict[str, str]:
 
 
 def _bad(endpoint: str, why: str) -> ValueError:
-    shown = redact_endpoint(endpoint)
     return ValueError(
-        f"The endpoint '{shown}' of the backend 'redis' cannot be used: {why}. Please {_HOW}."
+        f"The endpoint '{redact_endpoint(endpoint)}' of the backend 'redis' cannot be used: {why}. "
+        f"Please {_HOW}."
     )
 
 

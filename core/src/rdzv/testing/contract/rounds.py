@@ -82,6 +82,21 @@ def _first(run: Run, first: Node) -> Call[Place]:
     return joining
 
 
+def _led(run: Run) -> tuple[Node, list[LocalNode], list[Place]]:
+    """A round of two to three that has three: who leads it, the others, and the places of all."""
+    quick = {
+        "keep_alive_interval": run.deployment.interval,
+        "keep_alive_max_attempt": _ATTEMPTS,
+    }
+    # Who leads says how long a round waits for the third.
+    leader = other_node(run, 2, 3, last_call_timeout=run.limit / 2, **quick)
+    leads = _first(run, leader)
+    others = [node(run, 2, 3, **quick) for _ in range(2)]
+    places = settle(run, leads, *[each.join() for each in others])
+    require(places[0].size == 3, f"a round of three was due: {places}")
+    return leader, others, places
+
+
 def _all_told(run: Run, *nodes: Node) -> None:
     for told in [each.told() for each in nodes]:
         finished(told, 2 * run.limit, "telling a participant that a new round is due")
@@ -150,16 +165,7 @@ class RoundsContract(Contract):
 
     def test_a_dead_leader_is_replaced(self, run: Run) -> None:
         """The end of the leader, without a word, is noticed, and the others go on."""
-        quick = {
-            "keep_alive_interval": run.deployment.interval,
-            "keep_alive_max_attempt": _ATTEMPTS,
-        }
-        # Who leads says how long a round waits for the third.
-        leader = other_node(run, 2, 3, last_call_timeout=run.limit / 2, **quick)
-        leads = _first(run, leader)
-        others = [node(run, 2, 3, **quick) for _ in range(2)]
-        before = settle(run, leads, *[each.join() for each in others])
-        require(before[0].size == 3, f"a round of three was due: {before}")
+        leader, others, before = _led(run)
         leader.kill()
         _all_told(run, *others)
         after = complete(run, *others)
@@ -167,16 +173,7 @@ class RoundsContract(Contract):
 
     def test_a_zombie_is_fenced(self, run: Run) -> None:
         """A node that slept and was replaced finds on waking that its round is over."""
-        quick = {
-            "keep_alive_interval": run.deployment.interval,
-            "keep_alive_max_attempt": _ATTEMPTS,
-        }
-        # Who leads says how long a round waits for the third.
-        sleeper = other_node(run, 2, 3, last_call_timeout=run.limit / 2, **quick)
-        leads = _first(run, sleeper)
-        others = [node(run, 2, 3, **quick) for _ in range(2)]
-        before = settle(run, leads, *[each.join() for each in others])
-        require(before[0].size == 3, f"a round of three was due: {before}")
+        sleeper, others, before = _led(run)
         sleeper.pause()
         _all_told(run, *others)
         after = complete(run, *others)
