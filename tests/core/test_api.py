@@ -167,6 +167,11 @@ def test_absent_settings_give_the_default_and_none_counts_as_absent_for_numbers(
     assert params.get_as_seconds("key") is None
 
 
+def test_a_login_with_a_blank_in_it_is_not_shown_either():
+    params = RendezvousParameters("etcd", "http://x@ y@z:s3cr3t@node0", "run", 1, 1)
+    assert "endpoint='http://***@node0'" in repr(params)
+
+
 def test_secrets_are_in_no_repr_and_in_no_error():
     params = RendezvousParameters(
         "redis", "redis://me:hunter2@host:1", "run", 1, 2, redis_password="hunter2", depth=3

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
-from rdzv.endpoint import default_address, free_port, names_secret, redact
+from rdzv.endpoint import default_address, free_port, names_secret, redact, redact_endpoint
 from rdzv.errors import (
     RendezvousClosedError,
     RendezvousConnectionError,
@@ -372,7 +372,7 @@ class RendezvousParameters:
     def __repr__(self) -> str:
         shown = {
             "backend": self.backend,
-            "endpoint": self.endpoint,
+            "endpoint": redact_endpoint(self.endpoint),
             "run_id": self.run_id,
             "min_nodes": self.min_nodes,
             "max_nodes": self.max_nodes,
